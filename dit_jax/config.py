@@ -1,0 +1,421 @@
+"""The schema of a run: frozen dataclasses, strict conversion and cross-field checks.
+
+A config file (`configs/*.py`) returns an `ml_collections.ConfigDict`; `load_config` turns it, with the
+overrides of the command line, into one `Config`. Below that there is no ConfigDict, no `.get` and no flag:
+every default lives here, once. This module imports no accelerator library, so that a mistake in a config is
+reported before any device is touched.
+"""
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import pathlib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+
+def field(default: Any = dataclasses.MISSING, *, fixed: bool = True, factory: Any = dataclasses.MISSING):
+    """A config field. `fixed=False` marks what a resumed run may change without becoming another run."""
+    return dataclasses.field(default=default, default_factory=factory, metadata={"fixed": fixed})
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """A labelled image data set and how its images become arrays in [-1, 1]."""
+
+    name: str  # a TFDS name ("fashion_mnist"), or a folder with one sub-folder a class
+    image_size: int  # pixels per side after the centre crop
+    channels: int = 3  # 1 (grey) or 3 (RGB)
+    num_classes: int = 1000
+    horizontal_flip: bool = True  # random in training (DiT paper, section 4)
+    train_split: str = "train"
+    eval_split: str = "test"  # held-out images: never trained on
+    data_dir: str | None = field(None, fixed=False)  # where TFDS keeps prepared data; None: TFDS's own default
+    raw_dir: str | None = field(None, fixed=False)  # raw download files of the data set, if its host does not answer
+    num_threads: int = field(4, fixed=False)  # reading threads of each process
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderConfig:
+    """The convolutional autoencoder of LDM (arXiv:2112.10752, appendix G), KL-regularised."""
+
+    base_channels: int = 128
+    channel_multipliers: tuple[int, ...] = (1, 2, 4, 4)  # a level each; the resolution halves between levels
+    num_res_blocks: int = 2  # a level in the encoder; the decoder has one more
+    attention_levels: tuple[int, ...] = ()  # levels (0 is full resolution) that attend; the middle always does
+    latent_channels: int = 4
+    num_groups: int = 32  # of every GroupNorm
+    reconstruction_loss: Literal["l1", "l2"] = "l1"
+    kl_weight: float = 1e-6  # on the KL summed over an image, against the reconstruction loss so summed (LDM code)
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentsConfig:
+    """The latent cache that a diffusion run trains on; without this section it trains on pixels."""
+
+    shape: tuple[int, int, int]  # (H, W, C) of one latent, as the autoencoder makes it
+    path: str | None = field(None, fixed=False)  # what `dit-jax encode --output` wrote
+    scale: float | None = None  # latents are multiplied by it; None: the cache's, 1/std over the data set
+    autoencoder: str | None = None  # SHA-256 of the autoencoder that made them; None: whichever made the cache
+
+
+@dataclasses.dataclass(frozen=True)
+class DiTConfig:
+    """The transformer of DiT (arXiv:2212.09748, section 3) with adaLN-Zero blocks."""
+
+    depth: int
+    width: int
+    num_heads: int
+    patch_size: int
+    mlp_ratio: float = 4.0
+    label_dropout: float = 0.1  # share of labels replaced by the null class in training (section 3.1)
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the matmuls; parameters are float32
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionConfig:
+    """The forward process (arXiv:2212.09748, section 4): linear betas, epsilon prediction, learned variance."""
+
+    num_timesteps: int = 1000  # T
+    beta_start: float = 1e-4
+    beta_end: float = 2e-2
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and its learning-rate schedule; the defaults are the DiT paper's (section 4)."""
+
+    learning_rate: float = 1e-4
+    schedule: Literal["constant", "cosine"] = "constant"  # after the warm-up; cosine ends at 0
+    warmup_steps: int = 0
+    b1: float = 0.9
+    b2: float = 0.999
+    weight_decay: float = 0.0
+    max_grad_norm: float | None = None  # clip the global gradient norm
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """How long, how large, how often."""
+
+    num_train_steps: int = field(fixed=False)
+    global_batch_size: int = 256  # over all devices of all processes
+    ema_decay: float | None = 0.9999  # of the weights that sampling and evaluation use; None: no EMA
+    log_every_steps: int = field(100, fixed=False)
+    eval_every_steps: int = field(5000, fixed=False)  # held-out metrics and a picture
+    checkpoint_every_steps: int = field(5000, fixed=False)
+    max_checkpoints: int = field(3, fixed=False)  # older ones are deleted
+    num_eval_examples: int = field(1024, fixed=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How images are drawn in training and by default afterwards."""
+
+    sampler: Literal["ddim", "ancestral"] = "ancestral"
+    num_steps: int = 250
+    cfg_scale: float = 1.5  # classifier-free guidance; 1.0 is none
+    cfg_channels: int | None = 3  # guide the first channels only, as the released DiT does; None: all
+    eta: float = 0.0  # DDIM's noise (arXiv:2010.02502, eq. 16); 0 is deterministic
+    batch_size: int = 64  # images per device call
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices per mesh axis; one of the axes may be -1: all devices that the others leave."""
+
+    data: int = -1  # batch
+    fsdp: int = 1  # batch, and parameters split
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    stage: Literal["autoencoder", "diffusion"]
+    data: DataConfig
+    training: TrainingConfig
+    autoencoder: AutoencoderConfig | None = None  # stage "autoencoder"
+    dit: DiTConfig | None = None  # stage "diffusion"
+    latents: LatentsConfig | None = None  # stage "diffusion"
+    diffusion: DiffusionConfig | None = None  # stage "diffusion"
+    sampling: SamplingConfig | None = field(None, fixed=False)  # stage "diffusion"
+    optimizer: OptimizerConfig = field(factory=OptimizerConfig)
+    mesh: MeshConfig = field(factory=MeshConfig, fixed=False)
+    seed: int = 0
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of what the stage's network takes: latents if there are any, else images."""
+        return self.latents.shape if self.latents else (self.data.image_size, self.data.image_size, self.data.channels)
+
+    @property
+    def num_downsamplings(self) -> int:
+        """Halvings of the resolution by the autoencoder (3 for f8)."""
+        return len(self.autoencoder.channel_multipliers) - 1
+
+
+# The sections a stage uses; a section of another stage would be silently ignored, so it is an error.
+STAGE_SECTIONS = {"autoencoder": ("autoencoder",), "diffusion": ("dit", "diffusion", "sampling", "latents")}
+OPTIONAL_SECTIONS = ("latents",)
+
+
+def load_config(path_and_arg: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
+    """Returns the checked config of a file, with overrides.
+
+    Args:
+      path_and_arg: a Python file with `get_config()`, or `FILE:ARG` for `get_config(ARG)`.
+      overrides: (dotted path, value as text), for example ("optimizer.learning_rate", "3e-4").
+
+    Raises:
+      ValueError: for a missing file, an unknown key, a wrong type or an inconsistent value; one line with the remedy.
+    """
+    path, _, arg = path_and_arg.partition(":")
+    if not pathlib.Path(path).is_file():
+        raise ValueError(f"--config={path}: no such file; give a file such as configs/fashion_mnist_dit.py")
+    spec = importlib.util.spec_from_file_location("dit_jax_config_file", path)
+    if spec is None:
+        raise ValueError(f"--config={path} must be a Python file (.py) that defines get_config()")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        values = (module.get_config(arg) if arg else module.get_config()).to_dict()
+    except Exception as error:  # the file is the user's code: whatever it raises is the user's to see, in one line
+        raise ValueError(f"--config={path_and_arg} failed: {type(error).__name__}: {error}") from error
+    for key, text in overrides:
+        _override(values, key, text)
+    return config_from_dict(values)
+
+
+def config_from_dict(values: Mapping[str, Any]) -> Config:
+    """Returns the checked config of nested mappings (a ConfigDict's or a JSON file's content)."""
+    values = dict(values)
+    for section in STAGE_SECTIONS.get(values.get("stage"), ()):
+        if values.get(section) is None and section not in OPTIONAL_SECTIONS:
+            values[section] = {}  # all defaults, or an error that names the first key without one
+    config = _convert(Config, values, "config")
+    check_config(config)
+    return config
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """Returns nested dicts of JSON values; `config_from_dict` is the inverse."""
+    return dataclasses.asdict(config)
+
+
+def check_config(config: Config) -> None:
+    """Raises ValueError where fields contradict one another; needs no device."""
+    data, training, stage = config.data, config.training, config.stage
+    for section in {section for sections in STAGE_SECTIONS.values() for section in sections}:
+        used = section in STAGE_SECTIONS[stage]
+        _require(used or getattr(config, section) is None, f"config.{section} is not used by {stage=}; remove it")
+    for section in dataclasses.fields(config):
+        _check_signs(getattr(config, section.name), f"config.{section.name}")
+    _require(data.channels in (1, 3), f"config.data.channels={data.channels} must be 1 (grey) or 3 (RGB)")
+    _require(
+        data.train_split != data.eval_split,
+        f"config.data.eval_split={data.eval_split!r} must differ from train_split: it holds images never trained on",
+    )
+    warmup_steps = config.optimizer.warmup_steps
+    _require(
+        warmup_steps < training.num_train_steps,
+        f"config.optimizer.{warmup_steps=} must be less than config.training.{training.num_train_steps=}",
+    )
+    ema_decay = training.ema_decay
+    _require(ema_decay is None or ema_decay < 1, f"config.training.{ema_decay=} must be below 1, or None for no EMA")
+    axes = dataclasses.asdict(config.mesh)
+    _require(
+        all(size == -1 or size > 0 for size in axes.values()) and list(axes.values()).count(-1) <= 1,
+        f"config.mesh={axes} must be positive sizes, at most one of them -1 (the devices that are left)",
+    )
+    if stage == "autoencoder":
+        _check_autoencoder(config)
+    else:
+        _check_diffusion(config)
+
+
+def _check_autoencoder(config: Config) -> None:
+    autoencoder, size = config.autoencoder, config.data.image_size
+    factor = 2**config.num_downsamplings
+    _require(
+        size % factor == 0,
+        f"config.data.image_size={size} must be divisible by {factor}, the autoencoder's downsampling; "
+        f"try {round_to_multiple(size, factor)}",
+    )
+    for multiplier in autoencoder.channel_multipliers:
+        channels = autoencoder.base_channels * multiplier
+        _require(
+            channels % autoencoder.num_groups == 0,
+            f"config.autoencoder.num_groups={autoencoder.num_groups} must divide every level's channels; "
+            f"base_channels x {multiplier} = {channels}",
+        )
+
+
+def _check_diffusion(config: Config) -> None:
+    dit, diffusion, sampling = config.dit, config.diffusion, config.sampling
+    height, width, channels = config.input_shape
+    _require(
+        height % dit.patch_size == 0 and width % dit.patch_size == 0,
+        f"config.dit.patch_size={dit.patch_size} must divide the input's {height} x {width}",
+    )
+    _require(
+        dit.width % dit.num_heads == 0 and dit.width % 4 == 0,
+        f"config.dit.width={dit.width} must be divisible by num_heads={dit.num_heads} and by 4 (position embedding)",
+    )
+    _require(0 <= dit.label_dropout <= 1, f"config.dit.label_dropout={dit.label_dropout} must be in [0, 1]")
+    _require(
+        0 < diffusion.beta_start < diffusion.beta_end < 1,
+        f"config.diffusion: 0 < beta_start={diffusion.beta_start} < beta_end={diffusion.beta_end} < 1 must hold",
+    )
+    check_sampling(sampling, diffusion.num_timesteps, channels, dit.label_dropout)
+
+
+def check_sampling(sampling: SamplingConfig, num_timesteps: int, channels: int, label_dropout: float) -> None:
+    """Raises ValueError where a sampler's settings contradict the trained model."""
+    _require(
+        0 < sampling.num_steps <= num_timesteps,
+        f"sampling num_steps={sampling.num_steps} must be from 1 to the {num_timesteps} timesteps of training",
+    )
+    _require(sampling.batch_size > 0, f"sampling batch_size={sampling.batch_size} must be positive")
+    _require(0 <= sampling.eta <= 1, f"sampling eta={sampling.eta} must be from 0 (deterministic) to 1 (ancestral)")
+    _require(
+        sampling.cfg_scale >= 0 and (sampling.cfg_scale == 1 or label_dropout > 0),
+        f"sampling cfg_scale={sampling.cfg_scale} must be >= 0, and 1 for a model with {label_dropout=}: "
+        "guidance needs a model that was trained without labels too",
+    )
+    cfg_channels = sampling.cfg_channels
+    _require(
+        cfg_channels is None or 0 < cfg_channels <= channels,
+        f"sampling {cfg_channels=} must be from 1 to the input's {channels} channels, or None for all",
+    )
+
+
+def round_to_multiple(value: int, multiple: int) -> int:
+    """Returns the positive multiple nearest to a value: what an error suggests instead of it."""
+    return max(multiple, multiple * round(value / multiple))
+
+
+def fixed_differences(old: Config, new: Config) -> list[str]:
+    """Returns "key: old -> new" for every difference that makes `new` another run than `old`."""
+    return list(_differences(old, new, "config"))
+
+
+def _differences(old: Any, new: Any, path: str):
+    if dataclasses.is_dataclass(old) and dataclasses.is_dataclass(new):
+        for f in dataclasses.fields(old):
+            if f.metadata.get("fixed", True):
+                yield from _differences(getattr(old, f.name), getattr(new, f.name), f"{path}.{f.name}")
+    elif old != new:
+        yield f"{path}: {old!r} -> {new!r}"
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _check_signs(section: Any, path: str) -> None:
+    """Counts are positive, or zero where that is their default; no quantity is negative."""
+    if not dataclasses.is_dataclass(section) or isinstance(section, MeshConfig):
+        return
+    for f in dataclasses.fields(section):
+        value, name = getattr(section, f.name), f"{path}.{f.name}"
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int) and not isinstance(number, bool):
+                _require(number > 0 or number == f.default == 0, f"{name}={value} must be positive")
+            elif isinstance(number, float):
+                _require(number >= 0, f"{name}={value} must not be negative")
+
+
+def _override(values: dict[str, Any], key: str, text: str) -> None:
+    """Sets a dotted key from text, by the schema's type of that key."""
+    *sections, name = key.split(".")
+    schema, path = Config, "config"
+    for section in sections:
+        hints = typing.get_type_hints(schema)
+        if section not in hints:
+            raise ValueError(_unknown_key(path, section, hints))
+        schema, path = _without_none(hints[section]), f"{path}.{section}"
+        if not dataclasses.is_dataclass(schema):
+            raise ValueError(f"{path} is a value, not a section; set it as --{path}=VALUE")
+        if values.get(section) is None:
+            values[section] = {}
+        values = values[section]
+    hints = typing.get_type_hints(schema)
+    if name not in hints:
+        raise ValueError(_unknown_key(path, name, hints))
+    if dataclasses.is_dataclass(_without_none(hints[name])) and text != "None":
+        raise ValueError(f"{path}.{name} is a section; set one of its keys, as --{path}.{name}.KEY=VALUE")
+    values[name] = _parse(hints[name], text)
+
+
+def _parse(hint: Any, text: str) -> Any:
+    if text == "None" and type(None) in typing.get_args(hint):
+        return None
+    if _without_none(hint) is str or typing.get_origin(hint) is Literal:
+        return text
+    if _without_none(hint) is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text  # conversion says what was expected
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    """Returns `value` as the type `hint`, or raises ValueError naming the dotted path."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else _convert(_without_none(hint), value, path)
+    if dataclasses.is_dataclass(hint):
+        return _convert_section(hint, value, path)
+    if origin is Literal:
+        choices = typing.get_args(hint)
+        if value not in choices:
+            raise ValueError(f"{path}={value!r} must be one of {choices}{_suggestion(value, choices)}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"{path}={value!r} must be a sequence, such as (1, 2, 4)")
+        hints = typing.get_args(hint)
+        hints = [hints[0]] * len(value) if hints[-1] is Ellipsis else hints
+        if len(hints) != len(value):
+            raise ValueError(f"{path}={value!r} must have {len(hints)} entries")
+        return tuple(_convert(h, v, f"{path}[{i}]") for i, (h, v) in enumerate(zip(hints, value, strict=True)))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)) or value != value:
+        raise ValueError(f"{path}={value!r} must be {hint.__name__}, not {type(value).__name__}")
+    return value
+
+
+def _convert_section(schema: type, value: Any, path: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{path}={value!r} must be a section (a ConfigDict), not {type(value).__name__}")
+    hints = typing.get_type_hints(schema)
+    for key in value:
+        if key not in hints:
+            raise ValueError(_unknown_key(path, key, hints))
+    for f in dataclasses.fields(schema):
+        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if required and f.name not in value:
+            raise ValueError(f"{path}.{f.name} is missing: it has no default; set it in the config file")
+    return schema(**{key: _convert(hints[key], v, f"{path}.{key}") for key, v in value.items()})
+
+
+def _unknown_key(path: str, key: str, known: Any) -> str:
+    return f"{path}.{key} is not a config key{_suggestion(key, known, prefix=f'{path}.')}"
+
+
+def _suggestion(value: Any, known: Any, prefix: str = "") -> str:
+    near = difflib.get_close_matches(str(value), [str(k) for k in known], n=1, cutoff=0.4)
+    return f"; did you mean {prefix}{near[0]}?" if near else f"; known here: {', '.join(map(str, known))}"
+
+
+def _without_none(hint: Any) -> Any:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return next(arg for arg in typing.get_args(hint) if arg is not type(None))
+    return hint

@@ -1,0 +1,21 @@
+"""Array aliases and the letters of shapes.
+
+    B batch          H, W, C height, width, channels (images and latents are channels-last)
+    T tokens         D width of the transformer
+    N heads or number of images, as the text says
+    t diffusion timestep, int32 in [0, num_timesteps)
+
+Images are float32 in [-1, 1] inside the program and uint8 at its edges; latents have unit variance.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+Array = jax.Array
+PRNGKey = jax.Array
+Params = Any  # nested dict of Arrays
+Batch = dict[str, Array]
+# (x_t [B, H, W, C], t [B] int32, labels [B] int32) -> [B, H, W, 2C]: epsilon and the variance's interpolation
+ModelFn = Callable[[Array, Array, Array], Array]
