@@ -1,0 +1,147 @@
+"""Batches as a pure function of (seed, step), read ahead by Grain's threads.
+
+Training numbers its examples g = step * global_batch_size + row, for ever: g // len(source) is the epoch, the order
+within an epoch is a shuffle of the whole data set, another one each epoch, and what is random about an example is
+keyed by (seed, g). A batch therefore depends neither on the number of processes (each loads its own rows of the
+global batch), nor on where a run was resumed, nor on the timing of threads; and there is no iterator state to save.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from dit_jax.config import DataConfig
+from dit_jax.data import transforms
+
+Example = dict[str, Any]
+Transform = Callable[[Example, np.random.Generator], Example]
+
+SHUFFLE_STREAM, EXAMPLE_STREAM = 0, 1  # keep the generators of epochs and of examples apart
+
+
+def train_batches(
+    source: Sequence[Example],
+    transform: Transform,
+    *,
+    seed: int,
+    global_batch_size: int,
+    rows: Sequence[int],
+    start_step: int,
+    num_steps: int,
+    num_threads: int,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields this process's part of the global batch of each step from `start_step` to `num_steps - 1`.
+
+    Args:
+      source: examples by position; `__getitems__`, if it has one, reads many at once.
+      transform: (example, random generator) to a dict of arrays; all of its randomness must come from the generator.
+      seed: of the shuffles and of the generators.
+      global_batch_size: examples of a step over all processes.
+      rows: the rows of the global batch that this process loads; `range(global_batch_size)` for a single process.
+      start_step: 0, or the first step of a resumed run.
+      num_steps: steps of the whole run.
+      num_threads: each thread prepares a batch ahead of its use.
+    """
+
+    # Two at a time: a batch, or the threads, may be in two epochs. Grain's own shuffle computes an index alone, with no
+    # table, but takes milliseconds for an example of a data set of a few images.
+    @functools.lru_cache(maxsize=2)
+    def order(epoch: int) -> np.ndarray:
+        return np.random.default_rng((seed, SHUFFLE_STREAM, epoch)).permutation(len(source))
+
+    def load(step: int) -> dict[str, np.ndarray]:
+        numbers = [step * global_batch_size + row for row in rows]
+        examples = _read(source, [int(order(g // len(source))[g % len(source)]) for g in numbers])
+        return _stack(
+            transform(example, np.random.default_rng((seed, EXAMPLE_STREAM, g)))
+            for g, example in zip(numbers, examples, strict=True)
+        )
+
+    return _read_ahead(load, start_step, num_steps, num_threads)
+
+
+def eval_batches(
+    source: Sequence[Example],
+    transform: Transform,
+    *,
+    batch_size: int,
+    rows: Sequence[int],
+    num_examples: int | None = None,
+    num_threads: int,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields this process's part of batches that go through the examples once, in order.
+
+    The last batch is full too: it repeats the last example, with mask 0.
+
+    Args:
+      source: as for `train_batches`.
+      transform: as for `train_batches`.
+      batch_size: examples of a batch over all processes.
+      rows: the rows of the batch that this process loads.
+      num_examples: only the first so many; None, or more than there are: all.
+      num_threads: each thread prepares a batch ahead of its use.
+
+    Yields:
+      The transform's arrays, and `mask`: [rows] float32, 1 for an example and 0 for padding, and `index`: [rows]
+      int32, the example's position in the source.
+    """
+    num_examples = min(len(source), num_examples or len(source))
+
+    def load(batch: int) -> dict[str, np.ndarray]:
+        numbers = np.array([batch * batch_size + row for row in rows])
+        indices = np.minimum(numbers, num_examples - 1)
+        examples = _read(source, indices.tolist())
+        arrays = _stack(
+            transform(example, np.random.default_rng(index)) for index, example in zip(indices, examples, strict=True)
+        )
+        return arrays | {"mask": (numbers < num_examples).astype(np.float32), "index": indices.astype(np.int32)}
+
+    return _read_ahead(load, 0, -(-num_examples // batch_size), num_threads)
+
+
+def image_transform(data: DataConfig, train: bool) -> Transform:
+    """Returns the transform of images: `image` [S, S, C] float32 in [-1, 1], `label` int32; only training flips."""
+
+    def transform(example: Example, rng: np.random.Generator) -> Example:
+        image = transforms.to_channels(example["image"], data.channels)
+        image = transforms.center_crop(image, data.image_size)
+        if train and data.horizontal_flip and rng.random() < 0.5:
+            image = transforms.horizontal_flip(image)
+        return {"image": transforms.to_float(image), "label": np.int32(example["label"])}
+
+    return transform
+
+
+def latent_transform(train: bool) -> Transform:
+    """Returns the transform of a latent cache's examples: `moments` [h, w, 2c] float32, `label` int32.
+
+    The cache holds the moments of an image and, where the data set is flipped, of its mirror image: training takes
+    one of them at random, evaluation the first (the image itself).
+    """
+
+    def transform(example: Example, rng: np.random.Generator) -> Example:
+        flips = example["moments"]  # [F, h, w, 2c]
+        return {"moments": flips[rng.integers(len(flips)) if train else 0], "label": np.int32(example["label"])}
+
+    return transform
+
+
+def _read(source: Sequence[Example], indices: list[int]) -> Sequence[Example]:
+    if hasattr(source, "__getitems__"):
+        return source.__getitems__(indices)
+    return [source[index] for index in indices]
+
+
+def _stack(examples: Iterator[Example]) -> dict[str, np.ndarray]:
+    examples = list(examples)
+    return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
+
+
+def _read_ahead(load: Callable[[int], Any], start: int, stop: int, num_threads: int) -> Iterator[Any]:
+    import grain
+
+    # One batch a thread, no more: a batch of large images is hundreds of megabytes.
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads)
+    return iter(grain.MapDataset.range(start, max(start, stop)).map(load).to_iter_dataset(options))

@@ -1,0 +1,408 @@
+"""Images by position: a TFDS data set (stored as ArrayRecord), or a folder with one sub-folder a class.
+
+A TFDS data set is prepared once, from the first of these that there is: the folder `config.data.raw_dir` with its
+raw files; a Debian package of it; its host. The builder is TFDS's own in each case, so that images, labels and order
+are the same. Where none of them works, Fashion-MNIST falls back to the part of it that is shipped with this package,
+and says so.
+"""
+
+import abc
+import contextlib
+import difflib
+import fcntl
+import functools
+import hashlib
+import io
+import os
+import pathlib
+import re
+import sys
+import tempfile
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+from PIL import Image
+
+from dit_jax.config import DataConfig
+
+# TFDS name -> where Debian's package of the data set puts its raw files (Debian "dataset-fashion-mnist").
+DEBIAN_FOLDERS = {"fashion_mnist": "/usr/share/datasets/fashion-mnist"}
+# TFDS name -> a part of the data set that is shipped here, in the format of the raw files.
+SHIPPED_SUBSETS = {"fashion_mnist": pathlib.Path(__file__).parent / "fashion_mnist_subset"}
+PROBE_SECONDS = 15  # a host that has not answered by then is taken to be out of reach
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # no other decoder of Pillow sees a file, whatever its name
+EVAL_EVERY = 10  # an image folder without a folder for each split holds out every tenth image of a class
+
+
+class Source(Sequence):
+    """A random-access sequence of examples; reading many at once (`__getitems__`) is faster than one by one."""
+
+    @abc.abstractmethod
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Returns the examples at `indices`, each in [0, len)."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([range(len(self))[index]])[0]
+
+
+def open_source(data: DataConfig, split: str) -> Source:
+    """Returns the images of a split as a random-access sequence; prepares the data set if that was not done.
+
+    Args:
+      data: the data set.
+      split: `data.train_split`, `data.eval_split` or, of a TFDS data set, any split or part ("train[:90%]").
+
+    Returns:
+      A sequence of `{"image": [H, W, C] uint8, "label": int in [0, data.num_classes)}`, C = 1 or 3.
+
+    Raises:
+      ValueError: in one line with the remedy, here for what is wrong with the data set, on access for a bad image.
+    """
+    if _is_folder(data.name):
+        return _ImageFolder(data, split)
+    return _TfdsSource(data, split)
+
+
+def prepare(data: DataConfig) -> str:
+    """Makes sure that the data set is on this machine, once; returns one line that says where it comes from."""
+    if _is_folder(data.name):
+        sizes = [len(_ImageFolder(data, split)) for split in (data.train_split, data.eval_split)]
+        return f"{sizes[0]:,} + {sizes[1]:,} images of {data.num_classes} classes in {data.name}"
+    return _prepared(data).origin
+
+
+def source_identity(data: DataConfig) -> dict[str, Any]:
+    """Returns what determines the images of a run, as JSON values: the same on every machine that has the same data."""
+    identity = {"name": data.name}
+    if _is_folder(data.name):
+        files = {split: _list_folder(data, split) for split in (data.train_split, data.eval_split)}
+        names = "\n".join(f"{split} {'/'.join(path.parts[-2:])}" for split in files for path, _ in files[split])
+        identity["version"] = "names-" + hashlib.sha256(names.encode()).hexdigest()[:16]
+        identity["splits"] = {split: len(files[split]) for split in files}
+    else:
+        prepared = _prepared(data)
+        identity["version"] = prepared.builder.info.full_name
+        identity["splits"] = {split: len(_TfdsSource(data, split)) for split in (data.train_split, data.eval_split)}
+        identity["shipped_subset"] = prepared.is_shipped_subset
+    return identity | {
+        "image_size": data.image_size,
+        "channels": data.channels,
+        "horizontal_flip": data.horizontal_flip,
+    }
+
+
+def _decode(image_file: Any, name: str) -> np.ndarray:
+    """Returns an encoded image (a path, or a file object) as [H, W, 1 or 3] uint8; alpha is dropped."""
+    try:
+        with Image.open(image_file, formats=IMAGE_FORMATS) as image:
+            # Pillow itself stops at twice this many; it only warns of a smaller decompression bomb.
+            if image.width * image.height > Image.MAX_IMAGE_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels are more than {Image.MAX_IMAGE_PIXELS:,}")
+            if image.mode.startswith(("I", "F")):
+                raise ValueError(f"its pixels (Pillow's mode {image.mode}) have more than 8 bits a channel")
+            mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
+            array = np.asarray(image if image.mode == mode else image.convert(mode))
+    except Exception as error:  # decoders of broken files raise OSError, SyntaxError, struct.error and others
+        raise ValueError(f"cannot read image {name}: {_one_line(error)}; remove or replace it") from error
+    return array[..., None] if mode == "L" else array
+
+
+def _one_line(error: BaseException) -> str:
+    """Returns the first line that an error says, or its type."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0].strip().rstrip(".:;") if lines else type(error).__name__
+
+
+# Image folders
+
+
+def _is_folder(name: str) -> bool:
+    return name.startswith(("/", "./", "../", "~")) or pathlib.Path(name).is_dir()
+
+
+class _ImageFolder(Source):
+    def __init__(self, data: DataConfig, split: str):
+        self._files = _list_folder(data, split)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        files = [self._files[index] for index in indices]
+        return [{"image": _decode(path, str(path)), "label": label} for path, label in files]
+
+
+def _list_folder(data: DataConfig, split: str) -> list[tuple[pathlib.Path, int]]:
+    """Returns the (path, label) of a split's images, classes and files by name.
+
+    A folder with a sub-folder named after a split has its classes in there. Otherwise the split is by position
+    within a class: every tenth image is held out for evaluation.
+    """
+    folder = pathlib.Path(data.name).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"config.data.name={data.name!r}: no such folder; give an image folder or a TFDS name")
+    has_split_folders = any((folder / name).is_dir() for name in (data.train_split, data.eval_split))
+    known = _folders(folder) if has_split_folders else [data.train_split, data.eval_split]
+    if split not in known:
+        raise ValueError(
+            f"image folder {folder} has no split {split!r}, only {', '.join(known)}; add it or set "
+            "config.data.train_split and config.data.eval_split"
+        )
+    root = folder / split if has_split_folders else folder
+    classes = _folders(root)
+    if not classes:
+        raise ValueError(f"image folder {root} must hold one sub-folder a class, but has no sub-folder; add them")
+    if len(classes) != data.num_classes:
+        raise ValueError(
+            f"config.data.num_classes={data.num_classes} must be {len(classes)}, the number of class folders in {root}"
+        )
+    train_folder = folder / data.train_split
+    if has_split_folders and train_folder.is_dir() and classes != _folders(train_folder):
+        differing = sorted(set(classes) ^ set(_folders(train_folder)))
+        raise ValueError(f"{root} and {train_folder} must hold the same class folders; they differ in {differing[0]!r}")
+    files = []
+    for label, name in enumerate(classes):
+        paths = sorted(path for path in (root / name).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        if not has_split_folders:
+            held_out = split == data.eval_split
+            paths = [path for i, path in enumerate(paths) if (i % EVAL_EVERY == EVAL_EVERY - 1) == held_out]
+        files += [(path, label) for path in paths]
+    if not files:
+        raise ValueError(
+            f"split {split!r} of image folder {folder} has no images ({', '.join(IMAGE_SUFFIXES)}); add some"
+            + ("" if has_split_folders else f": every {EVAL_EVERY}th of a class is held out for {data.eval_split!r}")
+        )
+    return files
+
+
+def _folders(folder: pathlib.Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+# TFDS
+
+
+class _TfdsSource(Source):
+    def __init__(self, data: DataConfig, split: str):
+        tfds = _import_tfds()
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        builder = _prepared(data).builder
+        try:
+            size = builder.info.splits[split].num_examples
+        except (ValueError, KeyError) as error:
+            raise ValueError(
+                f"config.data: {split!r} is not a split of {data.name}; its splits are "
+                f"{', '.join(builder.info.splits)}, or a part such as train[:90%]"
+            ) from error
+        if not size:
+            raise ValueError(
+                f"config.data: split {split!r} of {data.name} must hold an image, but is empty; enlarge it"
+            )
+        # TFDS's own decoding of a record takes five times as long as the two lines of `_example`.
+        self._records = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+        self._parse = tf_example_pb2.Example.FromString
+        self._image = _feature_name(builder, tfds.features.Image)
+        self._label = _feature_name(builder, tfds.features.ClassLabel)
+        self._name, self._num_classes = f"{data.name} {split}", data.num_classes
+        self._folder = builder.data_dir
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        try:
+            records = self._records.__getitems__(indices)
+        except RuntimeError as error:  # what ArrayRecord raises for a missing or damaged file
+            raise ValueError(
+                f"cannot read {self._name}: {_one_line(error)}; delete {self._folder} to prepare it anew"
+            ) from error
+        return [self._example(record, index) for record, index in zip(records, indices, strict=True)]
+
+    def _example(self, record: bytes, index: int) -> dict[str, Any]:
+        features = self._parse(record).features.feature
+        image = io.BytesIO(features[self._image].bytes_list.value[0])
+        label = features[self._label].int64_list.value[0]
+        if not 0 <= label < self._num_classes:  # TFDS writes -1 where there is no label, as in ImageNet's test split
+            raise ValueError(f"example {index} of {self._name} has no label ({label}); choose a labelled split")
+        return {"image": _decode(image, f"{index} of {self._name}"), "label": label}
+
+
+class _Prepared(NamedTuple):
+    builder: Any  # tfds.core.DatasetBuilder
+    origin: str
+    is_shipped_subset: bool = False
+
+
+@functools.lru_cache
+def _prepared(data: DataConfig) -> _Prepared:
+    """Returns the builder of the prepared data set; the search for its raw files happens once a process."""
+    builder = _make_builder(data)
+    if not builder.data_path.exists():
+        with _lock(pathlib.Path(builder.data_dir_root) / f".{builder.name}.lock"):
+            builder = _make_builder(data)  # another process may have prepared it while this one waited
+            if not builder.data_path.exists():
+                return _prepare(builder, data)
+    formats = [file_format.value for file_format in builder.info.available_file_formats()]
+    if "array_record" not in formats:
+        raise ValueError(
+            f"{builder.data_dir} holds {data.name} as {', '.join(formats) or 'nothing readable'}, but random access "
+            "needs array_record; set config.data.data_dir to another folder or delete this one"
+        )
+    return _Prepared(builder, f"{data.name} as prepared in {builder.data_dir}")
+
+
+def _prepare(builder: Any, data: DataConfig) -> _Prepared:
+    folder = data.raw_dir or DEBIAN_FOLDERS.get(builder.name)
+    if folder and (data.raw_dir or pathlib.Path(folder).is_dir()):
+        _prepare_from_folder(builder, pathlib.Path(folder).expanduser())
+        return _Prepared(builder, f"{data.name} from {folder}")
+    try:
+        _prepare_from_host(builder)
+        return _Prepared(builder, f"{data.name} from its host")
+    except Exception as error:  # of the network, of TFDS, of the data set's own code
+        if builder.name not in SHIPPED_SUBSETS:
+            raise ValueError(
+                f"{data.name} could not be downloaded: {_one_line(error)}; set config.data.raw_dir to a folder with "
+                "its raw files"
+            ) from error
+        reason = _one_line(error)
+    subset = _make_builder(data, pathlib.Path(builder.data_dir_root) / "shipped_subset")
+    if not subset.data_path.exists():
+        _prepare_from_folder(subset, SHIPPED_SUBSETS[builder.name], is_subset=True)
+    size = sum(split.num_examples for split in subset.info.splits.values())
+    origin = f"{data.name}: the shipped subset of {size:,} images, because the download failed ({reason})"
+    logging.warning("%s; for all of it set config.data.raw_dir to a folder with its raw files", origin)
+    return _Prepared(subset, origin, is_shipped_subset=True)
+
+
+def _prepare_from_host(builder: Any) -> None:
+    # TFDS asks a silent host again for minutes, without a time limit; asking once before bounds that.
+    for url in [url for url in builder.url_infos if url.startswith("http")][:1]:
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PROBE_SECONDS).close()
+        except urllib.error.HTTPError as error:
+            if error.code >= 500:  # TFDS repeats these too; of any other answer let it judge by itself
+                raise
+    _run_builder(builder)
+
+
+def _prepare_from_folder(builder: Any, folder: pathlib.Path, is_subset: bool = False) -> None:
+    """Runs the builder on the raw files in a folder: a URL becomes the file of the same name.
+
+    TFDS's checksums are not compared, since a repacked archive (Debian's) has others; its content is the same.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"config.data.raw_dir={str(folder)!r}: no such folder; set it to one with the raw files")
+    split_generators = builder._split_generators
+
+    def find(urls: Any) -> Any:
+        if isinstance(urls, dict):
+            return {key: find(url) for key, url in urls.items()}
+        if isinstance(urls, (list, tuple)):
+            return [find(url) for url in urls]
+        url = getattr(urls, "url", urls)  # a string, or a tfds.download.Resource
+        path = folder / urllib.parse.urlparse(url).path.rsplit("/", 1)[-1]
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is missing (from {url})")
+        return path
+
+    @functools.wraps(split_generators)  # TFDS inspects the signature
+    def from_folder(manager: Any, *args: Any, **kwargs: Any) -> Any:
+        manager.download = find
+        manager.download_and_extract = lambda urls: manager.extract(find(urls))
+        generators = split_generators(manager, *args, **kwargs)
+        if is_subset:  # the builder expects the whole data set; the files say how many images they hold
+            for generator in generators:
+                header = pathlib.Path(generator.gen_kwargs["label_path"]).read_bytes()[:8]
+                generator.gen_kwargs["num_examples"] = int.from_bytes(header[4:], "big")
+        return generators
+
+    builder._split_generators = from_folder
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            _run_builder(builder, extract_dir=scratch, manual_dir=folder)
+    except Exception as error:
+        raise ValueError(
+            f"{builder.name} could not be prepared from {folder}: {_one_line(error)}; give it all the raw files, or "
+            "set config.data.raw_dir to another folder"
+        ) from error
+
+
+def _run_builder(builder: Any, **download_config: Any) -> None:
+    """Downloads and prepares, in a folder that TFDS renames at the end: a kill leaves nothing that looks prepared."""
+    tfds = _import_tfds()
+    tfds.display_progress_bar(sys.stderr.isatty())
+    logging.info("preparing %s in %s", builder.name, builder.data_dir)
+    with contextlib.redirect_stdout(sys.stderr):  # TFDS prints there; a program's figures must stay alone
+        builder.download_and_prepare(
+            file_format="array_record", download_config=tfds.download.DownloadConfig(**download_config)
+        )
+
+
+def _make_builder(data: DataConfig, data_dir: pathlib.Path | None = None) -> Any:
+    """Returns the TFDS builder of a data set, prepared or not, whose features fit the config."""
+    tfds = _import_tfds()
+    data_dir = data_dir or (pathlib.Path(data.data_dir).expanduser() if data.data_dir else None)
+    try:
+        builder = tfds.builder(data.name, data_dir=data_dir)
+    except Exception as error:  # its types and lengths differ by what is wrong with the name
+        names = tfds.list_builders(with_community_datasets=False)
+        name = re.split("[/:]", data.name)[0]
+        if name in names:
+            raise ValueError(f"config.data.name={data.name!r} cannot be loaded: {_one_line(error)}") from error
+        near = difflib.get_close_matches(name, names, n=1)
+        raise ValueError(
+            f"config.data.name={data.name!r} is not a TFDS data set or an existing folder; "
+            + (f"did you mean {near[0]!r}?" if near else "see https://www.tensorflow.org/datasets/catalog")
+        ) from error
+    _feature_name(builder, tfds.features.Image)
+    num_classes = builder.info.features[_feature_name(builder, tfds.features.ClassLabel)].num_classes
+    if num_classes != data.num_classes:
+        raise ValueError(
+            f"config.data.num_classes={data.num_classes} must be {num_classes}, the number of classes of {data.name}"
+        )
+    return builder
+
+
+def _feature_name(builder: Any, kind: type) -> str:
+    """Returns the name of the one feature of a type; of several, the one in the data set's supervised keys."""
+    features = builder.info.features
+    names = [name for name, feature in features.items() if type(feature) is kind] if hasattr(features, "items") else []
+    supervised = [name for name in names if name in (builder.info.supervised_keys or ())]
+    if len(supervised or names) != 1:
+        raise ValueError(
+            f"TFDS data set {builder.name} must have one {kind.__name__} feature, but has {names or 'none'}; "
+            "choose a data set of labelled images"
+        )
+    return (supervised or names)[0]
+
+
+@contextlib.contextmanager
+def _lock(path: pathlib.Path) -> Iterator[None]:
+    """Lets one process of a machine (or of a shared disk) prepare a data set; a killed one lets go."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise ValueError(f"{path.parent} must be writable: {error}; set config.data.data_dir to another") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logging.warning("waiting for another process that prepares the data set in %s", path.parent)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _import_tfds() -> Any:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # JAX's own default; TensorFlow announces the CPU's features
+    import tensorflow_datasets as tfds
+
+    return tfds

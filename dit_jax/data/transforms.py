@@ -1,0 +1,57 @@
+"""From a decoded image to the array a network takes, in NumPy and Pillow; the crop is ADM's (arXiv:2105.05233).
+
+Images are uint8 [H, W, C] in [0, 255] with C = 1 (grey) or 3 (RGB), until `to_float`.
+"""
+
+import numpy as np
+from PIL import Image
+
+
+def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    """Returns the image with 1 (grey) or 3 (RGB) channels; grey is the luma of ITU-R 601 (Pillow's "L")."""
+    if image.shape[-1] == channels:
+        return image
+    return _to_array(_to_pillow(image).convert({1: "L", 3: "RGB"}[channels]))
+
+
+def center_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """Returns the central square of an image, its short side scaled to `size`.
+
+    A large image is first halved with a box filter (the average of 2 x 2 pixels) until its short side is below twice
+    the size; a bicubic filter does the rest. An image of that size already is returned as it is.
+
+    Args:
+      image: [H, W, C] uint8.
+      size: pixels per side of the result.
+
+    Returns:
+      [size, size, C] uint8.
+    """
+    if image.shape[:2] == (size, size):
+        return image
+    scaled = _to_pillow(image)
+    while min(scaled.size) >= 2 * size:
+        scaled = scaled.resize((scaled.width // 2, scaled.height // 2), Image.Resampling.BOX)
+    scale = size / min(scaled.size)
+    scaled = scaled.resize((round(scaled.width * scale), round(scaled.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (scaled.width - size) // 2, (scaled.height - size) // 2
+    return _to_array(scaled.crop((left, top, left + size, top + size)))
+
+
+def horizontal_flip(image: np.ndarray) -> np.ndarray:
+    """Returns the mirror image, left for right."""
+    return image[:, ::-1]
+
+
+def to_float(image: np.ndarray) -> np.ndarray:
+    """Returns a uint8 image as float32 in [-1, 1]."""
+    return image.astype(np.float32) / 127.5 - 1
+
+
+def _to_pillow(image: np.ndarray) -> Image.Image:
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+
+
+def _to_array(image: Image.Image) -> np.ndarray:
+    array = np.asarray(image)
+    return array[..., None] if array.ndim == 2 else array
