@@ -1,0 +1,36 @@
+"""The quick start's DiT: class-conditional Fashion-MNIST in the latents of `fashion_mnist_autoencoder.py`.
+
+dit-jax encode --config=configs/fashion_mnist_autoencoder.py --autoencoder=runs/autoencoder --output=runs/latents
+dit-jax train --config=configs/fashion_mnist_dit.py --workdir=runs/dit --config.latents.path=runs/latents
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Returns the config."""
+    config = ConfigDict()
+    config.stage = "diffusion"
+    config.data = ConfigDict(
+        {"name": "fashion_mnist", "image_size": 28, "channels": 1, "num_classes": 10, "horizontal_flip": False}
+    )
+    config.latents = ConfigDict({"shape": (7, 7, 4)})
+    config.dit = ConfigDict({"depth": 6, "width": 128, "num_heads": 4, "patch_size": 1})
+    config.optimizer = ConfigDict(
+        {"learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 50, "max_grad_norm": 1.0}
+    )
+    config.training = ConfigDict(
+        {
+            "num_train_steps": 1200,
+            "global_batch_size": 64,
+            "ema_decay": 0.99,
+            "log_every_steps": 20,
+            "eval_every_steps": 400,
+            "checkpoint_every_steps": 200,
+            "num_eval_examples": 1024,
+        }
+    )
+    config.sampling = ConfigDict(
+        {"sampler": "ddim", "num_steps": 50, "cfg_scale": 2.0, "cfg_channels": None, "batch_size": 50}
+    )
+    return config

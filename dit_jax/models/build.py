@@ -1,0 +1,62 @@
+"""From config to modules and abstract parameters: the only place that knows which section builds what."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dit_jax.config import AutoencoderConfig, Config
+from dit_jax.models.autoencoder import Autoencoder
+from dit_jax.models.dit import DiT
+from dit_jax.types import Params, PRNGKey
+
+
+def build_autoencoder(autoencoder: AutoencoderConfig, image_channels: int) -> Autoencoder:
+    """Returns the autoencoder of a config."""
+    names = {f.name for f in dataclasses.fields(Autoencoder)}
+    fields = {k: v for k, v in dataclasses.asdict(autoencoder).items() if k in names}
+    return Autoencoder(**fields, image_channels=image_channels)
+
+
+def build_dit(config: Config) -> DiT:
+    """Returns the denoiser of a config."""
+    dit = config.dit
+    return DiT(
+        depth=dit.depth,
+        width=dit.width,
+        num_heads=dit.num_heads,
+        patch_size=dit.patch_size,
+        num_classes=config.data.num_classes,
+        mlp_ratio=dit.mlp_ratio,
+        dtype=jnp.dtype(dit.dtype),
+    )
+
+
+def build_model(config: Config) -> nn.Module:
+    """Returns the network that the config's stage trains."""
+    return (
+        build_dit(config)
+        if config.stage == "diffusion"
+        else build_autoencoder(config.autoencoder, config.data.channels)
+    )
+
+
+def abstract_inputs(config: Config, batch_size: int = 1) -> tuple:
+    """Returns the shapes and dtypes of the network's call: what initialisation, counting and planning trace."""
+    x = jax.ShapeDtypeStruct((batch_size, *config.input_shape), jnp.float32)
+    if config.stage == "autoencoder":
+        return x, jax.eval_shape(lambda: jax.random.key(0))
+    index = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
+    return x, index, index
+
+
+def init_params(config: Config, key: PRNGKey) -> Params:
+    """Returns freshly initialised parameters; under `eval_shape` or `jit` no example input is materialised."""
+    inputs = [jnp.zeros(x.shape, x.dtype) if x.dtype != key.dtype else key for x in abstract_inputs(config)]
+    return build_model(config).init(key, *inputs)["params"]
+
+
+def abstract_params(config: Config) -> Params:
+    """Returns the parameters' shapes and dtypes, without memory."""
+    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))

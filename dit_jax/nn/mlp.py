@@ -1,0 +1,19 @@
+"""The two-layer perceptron of a transformer block."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from dit_jax.nn.linear import Linear
+from dit_jax.types import Array
+
+
+class Mlp(nn.Module):
+    """Linear, GELU (tanh form, as DiT), Linear back to the input's width."""
+
+    hidden: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        hidden = nn.gelu(Linear(self.hidden, dtype=self.dtype, name="fc1")(x), approximate=True)
+        return Linear(x.shape[-1], dtype=self.dtype, name="fc2")(hidden)

@@ -1,0 +1,64 @@
+"""Convolutional blocks of the LDM autoencoder (arXiv:2112.10752, appendix G; VQGAN, arXiv:2012.09841, table 7)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dit_jax.types import Array
+
+
+def conv(features: int, name: str, kernel: int = 3) -> nn.Conv:
+    """A stride-1 convolution that keeps the size."""
+    return nn.Conv(features, (kernel, kernel), padding="SAME", name=name)
+
+
+def group_norm(num_groups: int, name: str) -> nn.GroupNorm:
+    """GroupNorm with LDM's epsilon; statistics in float32."""
+    return nn.GroupNorm(num_groups=num_groups, epsilon=1e-6, name=name)
+
+
+class ResBlock(nn.Module):
+    """x + conv(swish(norm(conv(swish(norm(x)))))), with a 1x1 convolution on the skip where the width changes."""
+
+    features: int
+    num_groups: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        h = conv(self.features, "conv1")(nn.swish(group_norm(self.num_groups, "norm1")(x)))
+        h = conv(self.features, "conv2")(nn.swish(group_norm(self.num_groups, "norm2")(h)))
+        if x.shape[-1] != self.features:
+            x = conv(self.features, "nin_shortcut", kernel=1)(x)
+        return x + h
+
+
+class AttentionBlock(nn.Module):
+    """Single-head self-attention over the H * W positions, residual."""
+
+    num_groups: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        batch, height, width, channels = x.shape
+        h = group_norm(self.num_groups, "norm")(x)
+        q, k, v = (
+            conv(channels, name, kernel=1)(h).reshape(batch, height * width, 1, channels) for name in ("q", "k", "v")
+        )
+        attended = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
+        return x + conv(channels, "proj_out", kernel=1)(attended)
+
+
+class Downsample(nn.Module):
+    """Halves height and width: one row and column of zeros at the bottom and right, then a stride-2 convolution."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        return nn.Conv(x.shape[-1], (3, 3), strides=2, padding=((0, 1), (0, 1)), name="conv")(x)
+
+
+class Upsample(nn.Module):
+    """Doubles height and width: nearest neighbour, then a convolution."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        return conv(x.shape[-1], "conv")(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2))
