@@ -14,20 +14,20 @@ def get_config() -> ConfigDict:
     config.data = ConfigDict(
         {"name": "fashion_mnist", "image_size": 28, "channels": 1, "num_classes": 10, "horizontal_flip": False}
     )
-    config.latents = ConfigDict({"shape": (7, 7, 4)})
+    config.latents = ConfigDict({"shape": (7, 7, 6)})
     config.dit = ConfigDict({"depth": 6, "width": 128, "num_heads": 4, "patch_size": 1})
     config.optimizer = ConfigDict(
         {"learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 50, "max_grad_norm": 1.0}
     )
     config.training = ConfigDict(
         {
-            "num_train_steps": 1200,
-            "global_batch_size": 64,
-            "ema_decay": 0.99,
-            "log_every_steps": 20,
-            "eval_every_steps": 400,
-            "checkpoint_every_steps": 200,
-            "num_eval_examples": 1024,
+            "num_train_steps": 2600,
+            "global_batch_size": 32,
+            "ema_decay": 0.997,
+            "log_every_steps": 50,
+            "eval_every_steps": 1300,
+            "checkpoint_every_steps": 500,
+            "num_eval_examples": 2048,
         }
     )
     config.sampling = ConfigDict(

@@ -113,8 +113,8 @@ class Autoencoder(nn.Module):
         )
         self.encoder = Encoder(*shape, out_channels=2 * self.latent_channels)
         self.decoder = Decoder(*shape, out_channels=self.image_channels)
-        self.quant_conv = nn.Conv(2 * self.latent_channels, (1, 1))
-        self.post_quant_conv = nn.Conv(self.latent_channels, (1, 1))
+        self.quant_conv = conv(2 * self.latent_channels, kernel=1)
+        self.post_quant_conv = conv(self.latent_channels, kernel=1)
 
     def encode(self, images: Array) -> Array:
         """Returns the posterior's moments [B, H/f, W/f, 2c]."""

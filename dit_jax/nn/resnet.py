@@ -6,10 +6,13 @@ import jax.numpy as jnp
 
 from dit_jax.types import Array
 
+# U(-b, b) with b = 1 / sqrt(fan_in): PyTorch's default for convolutions, with which LDM's autoencoders were trained.
+conv_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
-def conv(features: int, name: str, kernel: int = 3) -> nn.Conv:
-    """A stride-1 convolution that keeps the size."""
-    return nn.Conv(features, (kernel, kernel), padding="SAME", name=name)
+
+def conv(features: int, name: str | None = None, kernel: int = 3) -> nn.Conv:
+    """Returns a stride-1 convolution that keeps the size."""
+    return nn.Conv(features, (kernel, kernel), padding="SAME", kernel_init=conv_init, name=name)
 
 
 def group_norm(num_groups: int, name: str) -> nn.GroupNorm:
@@ -53,7 +56,8 @@ class Downsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return nn.Conv(x.shape[-1], (3, 3), strides=2, padding=((0, 1), (0, 1)), name="conv")(x)
+        padding = ((0, 1), (0, 1))
+        return nn.Conv(x.shape[-1], (3, 3), strides=2, padding=padding, kernel_init=conv_init, name="conv")(x)
 
 
 class Upsample(nn.Module):

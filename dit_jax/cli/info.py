@@ -1,0 +1,49 @@
+"""Parameters, multiply-adds and shardings of a config or a checkpoint."""
+
+import argparse
+import json
+
+from dit_jax.cli.main import add_config_argument
+from dit_jax.config import load_config
+
+HELP = "prints parameters, Gflops and shardings of a config or a checkpoint"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's flags."""
+    add_config_argument(parser, required=False)
+    parser.add_argument("--workdir", metavar="DIR", help="of a run, instead of --config")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Counts from shapes alone: no parameter is made."""
+    if (args.config is None) == (args.workdir is None):
+        raise ValueError("give one of --config=FILE and --workdir=DIR")
+    step = None
+    if args.config:
+        config = load_config(args.config, args.overrides)
+    elif args.overrides:
+        raise ValueError("--config.KEY=VALUE needs --config=FILE; a workdir has its own config")
+    else:
+        from dit_jax.checkpoint import find_checkpoint
+
+        step, config = find_checkpoint(args.workdir)
+
+    from dit_jax.models.build import abstract_params
+    from dit_jax.models.cost import describe_cost
+    from dit_jax.parallel.mesh import make_mesh
+    from dit_jax.parallel.rules import describe_shardings
+
+    info = {"stage": config.stage, "step": step} | describe_cost(config)
+    info["shardings"] = describe_shardings(abstract_params(config), make_mesh(config.mesh))
+    if args.json:
+        print(json.dumps(info))
+        return
+    print(f"stage {config.stage}" + (f", checkpoint of step {step}" if step is not None else ""))
+    print(f"{info['parameters']:,} parameters, {info['macs'] / 1e9:.4g} Gflops (multiply-adds of one forward pass)")
+    for name, count in info["modules"].items():
+        print(f"  {name:<20} {count:>15,}")
+    print(f"shardings over {info['shardings']['mesh']}; what is not listed is replicated")
+    for path, spec in info["shardings"]["split"].items():
+        print(f"  {path:<60} {spec}")

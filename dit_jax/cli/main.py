@@ -1,0 +1,67 @@
+"""The program `dit-jax`: finds the verb, parses its flags, and turns mistakes into one line.
+
+Verb modules import heavy libraries inside `run`, so that `--help` answers at once.
+"""
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+
+VERBS = ("train", "encode", "sample", "info", "report")
+CONFIG_FLAG = "--config."
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs one verb; exits with 0, or with 2 and one line on standard error for a mistake that a person can mend."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        prog="dit-jax", description="Latent diffusion transformers in JAX: train, sample, evaluate.", allow_abbrev=False
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb in VERBS:
+        module = importlib.import_module(f"dit_jax.cli.{verb}")
+        subparser = verbs.add_parser(verb, help=module.HELP, description=module.__doc__, allow_abbrev=False)
+        module.add_arguments(subparser)
+        subparser.set_defaults(run=module.run)
+    argv, overrides = split_overrides(argv)
+    args = parser.parse_args(argv)
+    if overrides and not hasattr(args, "config"):
+        parser.error(f"{args.verb} takes no {CONFIG_FLAG}KEY=VALUE: a workdir has its own config")
+    args.overrides = overrides
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow only writes files here
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    try:
+        args.run(args)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ValueError, OSError) as error:
+        if os.environ.get("DIT_JAX_TRACEBACK"):
+            raise
+        message = " ".join(str(error).split())
+        print(f"dit-jax {args.verb}: error: {message}", file=sys.stderr)
+        sys.exit(2)
+
+
+def split_overrides(argv: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Returns the arguments without `--config.a.b=VALUE` (or `--config.a.b VALUE`), and these as (key, value)."""
+    rest, overrides = [], []
+    arguments = iter(argv)
+    for argument in arguments:
+        if not argument.startswith(CONFIG_FLAG):
+            rest.append(argument)
+            continue
+        key, separator, value = argument.removeprefix(CONFIG_FLAG).partition("=")
+        overrides.append((key, value if separator else next(arguments, "")))
+    return rest, overrides
+
+
+def add_config_argument(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """Adds --config, whose keys --config.KEY=VALUE override."""
+    parser.add_argument(
+        "--config",
+        required=required,
+        metavar="FILE[:ARG]",
+        help="config file, for example configs/fashion_mnist_dit.py; override its keys with --config.a.b=VALUE",
+    )

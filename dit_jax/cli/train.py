@@ -1,0 +1,211 @@
+"""Trains the stage that the config names; an existing workdir is resumed from its newest checkpoint."""
+
+import argparse
+import dataclasses
+import os
+import pathlib
+import shutil
+import typing
+
+from dit_jax.cli.main import add_config_argument
+from dit_jax.config import Config, fixed_differences, load_config
+
+if typing.TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from dit_jax.training.loop import Task
+
+HELP = "trains the autoencoder or the diffusion transformer of a config"
+PICTURE_SEED = 0
+NUM_PICTURES = 50  # images in a grid
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's flags."""
+    add_config_argument(parser)
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="where the run lives; resumed if it exists")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Checks everything that needs no device, then trains."""
+    config = load_config(args.config, args.overrides)
+    workdir = pathlib.Path(args.workdir)
+    open_workdir(workdir)
+    if config.latents is not None:
+        config = resolve_latents(config)
+    check_same_run(workdir, config)
+    task_of = autoencoder_task if config.stage == "autoencoder" else diffusion_task
+    if config.latents is None:
+        from dit_jax.data.sources import prepare
+
+        print(prepare(config.data), flush=True)
+    else:
+        copy_autoencoder(pathlib.Path(config.latents.path), workdir)
+
+    from dit_jax.parallel.mesh import check_batch_size, make_mesh
+    from dit_jax.training.loop import train
+
+    mesh = make_mesh(config.mesh)
+    check_batch_size(config.training.global_batch_size, mesh, "config.training.global_batch_size")
+    train(config, workdir, task_of(config, mesh, workdir), mesh)
+
+
+def open_workdir(workdir: pathlib.Path) -> None:
+    """Makes the workdir; raises ValueError where it cannot be written."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe = workdir / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"--workdir={workdir} cannot be written ({error.strerror}); choose a folder that you may write to"
+        ) from error
+
+
+def check_same_run(workdir: pathlib.Path, config: Config) -> None:
+    """Raises ValueError where the workdir holds a run of another stage or config."""
+    from dit_jax.checkpoint import read_config
+
+    old = read_config(workdir)
+    if old is None:
+        return
+    differences = fixed_differences(old, config)
+    if differences:
+        shown = "; ".join(differences[:3]) + (f"; and {len(differences) - 3} more" if len(differences) > 3 else "")
+        raise ValueError(
+            f"--workdir={workdir} holds a run of another config ({shown}); choose another workdir, or undo the change"
+        )
+
+
+def resolve_latents(config: Config) -> Config:
+    """Returns the config with the cache's scale; raises ValueError where the cache is missing or of other data."""
+    from dit_jax.data.latent_cache import read_manifest
+
+    latents = config.latents
+    if latents.path is None:
+        raise ValueError(
+            "config.latents.path is missing; write a cache with `dit-jax encode` and set --config.latents.path=DIR"
+        )
+    manifest = read_manifest(latents.path)
+    given = {
+        "latents.shape": (latents.shape, tuple(manifest.latent_shape)),
+        "data.name": (config.data.name, manifest.data["name"]),
+        "data.image_size": (config.data.image_size, manifest.data["image_size"]),
+        "data.channels": (config.data.channels, manifest.data["channels"]),
+        "data.horizontal_flip": (config.data.horizontal_flip, manifest.data["horizontal_flip"]),
+        "latents.autoencoder": (latents.autoencoder or manifest.autoencoder, manifest.autoencoder),
+    }
+    for key, (ours, theirs) in given.items():
+        if ours != theirs:
+            raise ValueError(
+                f"config.{key}={ours!r} but the latent cache {latents.path} has {theirs!r}; "
+                "change the config or encode again"
+            )
+    scale = manifest.scale if latents.scale is None else latents.scale
+    resolved = dataclasses.replace(latents, scale=scale, autoencoder=manifest.autoencoder)
+    return dataclasses.replace(config, latents=resolved)
+
+
+def copy_autoencoder(cache: pathlib.Path, workdir: pathlib.Path) -> None:
+    """Copies the cache's autoencoder into the workdir, so that the workdir alone can draw images."""
+    from dit_jax.evaluation.loaded import AUTOENCODER_DIR
+
+    source, target = cache / AUTOENCODER_DIR, workdir / AUTOENCODER_DIR
+    if target.is_dir():
+        return
+    temporary = workdir / f".{AUTOENCODER_DIR}-{os.getpid()}"
+    shutil.copytree(source, temporary)
+    os.replace(temporary, target)
+
+
+def autoencoder_task(config: Config, mesh: "Mesh", workdir: pathlib.Path) -> "Task":
+    """Returns the autoencoder's losses, its images and its pictures: originals above reconstructions."""
+    import numpy as np
+
+    from dit_jax.data.pipeline import image_transform
+    from dit_jax.evaluation.pictures import make_reconstructor, reconstruction_grid
+    from dit_jax.training.autoencoder_step import make_autoencoder_eval, make_autoencoder_loss
+
+    train_source, eval_source = open_sources(config)
+    transform = image_transform(config.data, train=False)
+    count = min(len(eval_source), NUM_PICTURES)
+    images = np.stack([transform(eval_source[i], np.random.default_rng(PICTURE_SEED))["image"] for i in range(count)])
+    reconstruct = make_reconstructor(config)
+    return make_task(
+        config,
+        mesh,
+        (train_source, eval_source),
+        image_transform(config.data, train=True),
+        transform,
+        losses=(make_autoencoder_loss(config), make_autoencoder_eval(config)),
+        draw=lambda params: {"reconstructions": reconstruction_grid(images, reconstruct(params, images))},
+    )
+
+
+def diffusion_task(config: Config, mesh: "Mesh", workdir: pathlib.Path) -> "Task":
+    """Returns the denoiser's losses, its latents (or images) and its pictures: samples of every class."""
+    from dit_jax.data.pipeline import image_transform, latent_transform
+    from dit_jax.evaluation.generate import balanced_labels, make_generator
+    from dit_jax.evaluation.loaded import AUTOENCODER_DIR, load_codec
+    from dit_jax.evaluation.pictures import sample_grid
+    from dit_jax.training.diffusion_step import make_diffusion_eval, make_diffusion_loss
+
+    codec = None if config.latents is None else load_codec(workdir / AUTOENCODER_DIR, config.latents.scale, mesh)
+    generate = make_generator(config, config.sampling, codec, mesh)
+    labels = balanced_labels(NUM_PICTURES, config.data.num_classes)
+    if config.latents is None:
+        transforms = image_transform(config.data, train=True), image_transform(config.data, train=False)
+    else:
+        transforms = latent_transform(train=True), latent_transform(train=False)
+    return make_task(
+        config,
+        mesh,
+        open_sources(config),
+        *transforms,
+        losses=(make_diffusion_loss(config), make_diffusion_eval(config)),
+        draw=lambda params: {"samples": sample_grid(generate(params, labels, PICTURE_SEED), config.data.num_classes)},
+    )
+
+
+def open_sources(config: Config) -> tuple:
+    """Returns the training and the held-out examples: images, or their cached latents."""
+    from dit_jax.data.latent_cache import open_latents
+    from dit_jax.data.sources import open_source
+
+    splits = config.data.train_split, config.data.eval_split
+    if config.latents is None:
+        return tuple(open_source(config.data, split) for split in splits)
+    return tuple(open_latents(config.latents.path, split) for split in splits)
+
+
+def make_task(config, mesh, sources, train_transform, eval_transform, losses, draw) -> "Task":
+    """Returns the task whose batches are this process's rows of the sources."""
+    from dit_jax.data.pipeline import eval_batches, train_batches
+    from dit_jax.parallel.mesh import local_rows
+    from dit_jax.training.loop import Task
+
+    training, (train_source, eval_source) = config.training, sources
+    rows = local_rows(mesh, training.global_batch_size)
+    return Task(
+        *losses,
+        train_batches=lambda start_step: train_batches(
+            train_source,
+            train_transform,
+            seed=config.seed,
+            global_batch_size=training.global_batch_size,
+            rows=rows,
+            start_step=start_step,
+            num_steps=training.num_train_steps,
+            num_threads=config.data.num_threads,
+        ),
+        eval_batches=lambda: eval_batches(
+            eval_source,
+            eval_transform,
+            batch_size=training.global_batch_size,
+            rows=rows,
+            num_examples=training.num_eval_examples,
+            num_threads=config.data.num_threads,
+        ),
+        draw=draw,
+    )

@@ -1,0 +1,76 @@
+"""Line charts as inline SVG: static, without a drawing library, in the colours of the page around them."""
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+WIDTH, HEIGHT = 460, 250
+LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 34  # margins around the plot
+MAX_POINTS = 400  # of a line; longer series are averaged in bins
+MAX_MARKED_POINTS = 40  # of a line whose points are marked one by one
+LOG_RATIO = 10.0  # positive values that span more than this get a logarithmic axis
+
+Points = Sequence[tuple[float, float]]  # (step, value)
+
+
+def line_chart(series: Mapping[str, Points], x_label: str = "step") -> str:
+    """Returns an <svg> of named lines; CSS classes `line NAME` give the colours. "" if no value is finite."""
+    lines = {name: _thin([(x, y) for x, y in points if math.isfinite(y)]) for name, points in series.items()}
+    lines = {name: points for name, points in lines.items() if points}
+    if not lines:
+        return ""
+    values = [y for points in lines.values() for _, y in points]
+    steps = [x for points in lines.values() for x, _ in points]
+    logarithmic = min(values) > 0 and max(values) / min(values) > LOG_RATIO
+    to_axis = math.log10 if logarithmic else float
+    low, high = _padded(to_axis(min(values)), to_axis(max(values)))
+    first, last = min(0, *steps), max(max(steps), 1)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across, up = (x - first) / (last - first), (to_axis(y) - low) / (high - low)
+        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
+
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(", ".join(lines))}">']
+    for tick in _log_ticks(low, high) if logarithmic else _ticks(low, high):
+        _, y = place(first, tick)
+        parts.append(f'<line class="rule" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:.4g}</text>')
+    for tick in _ticks(first, last):
+        x, _ = place(tick, values[0])
+        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{tick:,.0f}</text>')
+    parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end">{html.escape(x_label)}</text>')
+    for name, points in lines.items():
+        path = " ".join("{:.1f},{:.1f}".format(*place(x, y)) for x, y in points)
+        parts.append(f'<polyline class="line {html.escape(name)}" points="{path}"/>')
+        for x, y in points if len(points) <= MAX_MARKED_POINTS else ():
+            circle = '<circle class="point {}" cx="{:.1f}" cy="{:.1f}" r="2.5">'.format(html.escape(name), *place(x, y))
+            parts.append(f"{circle}<title>{html.escape(name)}, step {x:,.0f}: {y:.5g}</title></circle>")
+    return "".join([*parts, "</svg>"])
+
+
+def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    if len(points) <= MAX_POINTS:
+        return points
+    return [tuple(chunk.mean(axis=0)) for chunk in np.array_split(np.array(points, np.float64), MAX_POINTS)]
+
+
+def _padded(low: float, high: float) -> tuple[float, float]:
+    margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    return low - margin, high + margin
+
+
+def _ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Returns round numbers from low to high: multiples of 1, 2 or 5 times a power of ten."""
+    spacing = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(spacing))
+    spacing = next(m * power for m in (1, 2, 5, 10) if m * power >= spacing)
+    return [i * spacing for i in range(math.ceil(low / spacing), math.floor(high / spacing) + 1)]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Returns powers of ten within 10^low..10^high, with 2 and 5 times them where they are few."""
+    multiples = (1, 2, 5) if high - low < 3 else (1,)
+    ticks = [m * 10.0**power for power in range(math.floor(low), math.ceil(high)) for m in multiples]
+    return [tick for tick in ticks if low <= math.log10(tick) <= high]

@@ -1,0 +1,128 @@
+"""A trained model in a notebook's hands: `dit_jax.load(workdir)`."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Sequence
+from functools import cached_property
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from dit_jax.checkpoint import find_checkpoint, restore_eval_params
+from dit_jax.config import Config, MeshConfig, SamplingConfig
+from dit_jax.evaluation.generate import make_generator, override_sampling
+from dit_jax.models.autoencoder import Codec
+from dit_jax.models.build import abstract_params, build_autoencoder, build_dit
+from dit_jax.parallel.mesh import make_mesh
+from dit_jax.types import Array, Params
+
+AUTOENCODER_DIR = "autoencoder"  # inside a diffusion workdir or a latent cache: the autoencoder of its latents
+
+_encode, _decode = jax.jit(Codec.encode), jax.jit(Codec.decode)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A checkpoint ready for use; `params` are the weights for evaluation (the EMA's, where there is one)."""
+
+    config: Config
+    params: Params
+    step: int
+    codec: Codec | None  # None: a diffusion model of pixels
+    mesh: Mesh
+    _generators: dict = dataclasses.field(default_factory=dict, repr=False)  # compiled, by their settings
+
+    def sample(
+        self,
+        labels: Sequence[int],
+        num_steps: int | None = None,
+        cfg_scale: float | None = None,
+        seed: int = 0,
+        *,
+        sampler: str | None = None,
+        eta: float | None = None,
+        progress: bool = False,
+    ) -> np.ndarray:
+        """Returns images uint8 [N, H, W, 3], one a label; what is None is the config's `sampling` value.
+
+        Image i depends on (seed, i) and its label alone. Grey images repeat their channel. The label
+        `config.data.num_classes` asks for no class.
+        """
+        self._check_stage("diffusion", "sample")
+        settings = override_sampling(
+            self.config.sampling, num_steps=num_steps, cfg_scale=cfg_scale, sampler=sampler, eta=eta
+        )
+        return self._generator(settings)(self.params, np.asarray(labels), seed, progress)
+
+    def denoise(self, x_t: Array, t: Array, labels: Array) -> Array:
+        """Returns the network's output [B, H, W, 2C] float32: epsilon, then the variance's interpolation.
+
+        x_t: [B, H, W, C] noised latents (or pixels); t: [B] in [0, num_timesteps); labels: [B] in [0, num_classes].
+        """
+        self._check_stage("diffusion", "denoise")
+        return self._denoise(self.params, jnp.asarray(x_t), jnp.asarray(t, jnp.int32), jnp.asarray(labels, jnp.int32))
+
+    def encode(self, images: Array) -> Array:
+        """Returns latents [B, H/f, W/f, c] float32, the posterior's mean at unit variance, of images in [-1, 1]."""
+        return _encode(self._require_codec(), jnp.asarray(images, jnp.float32))
+
+    def decode(self, latents: Array) -> Array:
+        """Returns images [B, H, W, C] float32 around [-1, 1], not clipped, of latents as `encode` returns them."""
+        return _decode(self._require_codec(), jnp.asarray(latents, jnp.float32))
+
+    def _check_stage(self, stage: str, method: str) -> None:
+        if self.config.stage != stage:
+            raise ValueError(f"{method} needs a workdir of stage {stage!r}; this one is of {self.config.stage!r}")
+
+    def _require_codec(self) -> Codec:
+        if self.codec is None:
+            raise ValueError("this model was trained on pixels: it has no autoencoder to encode or decode with")
+        return self.codec
+
+    def _generator(self, sampling: SamplingConfig):
+        if sampling not in self._generators:
+            self._generators[sampling] = make_generator(self.config, sampling, self.codec, self.mesh)
+        return self._generators[sampling]
+
+    @cached_property
+    def _denoise(self):
+        model = build_dit(self.config)
+        return jax.jit(lambda params, *inputs: model.apply({"params": params}, *inputs))
+
+
+def load(workdir: str | os.PathLike, step: int | None = None) -> LoadedModel:
+    """Returns the model of a workdir's newest checkpoint (or of `step`); no config or flag is needed.
+
+    Raises:
+      ValueError: where there is no complete checkpoint.
+    """
+    workdir = pathlib.Path(workdir)
+    mesh = make_mesh(MeshConfig())
+    config, params, step = _load_params(workdir, step, mesh)
+    if config.stage == "autoencoder":
+        codec = Codec(params, build_autoencoder(config.autoencoder, config.data.channels), 1.0)
+    elif config.latents is None:
+        codec = None
+    else:
+        codec = load_codec(workdir / AUTOENCODER_DIR, config.latents.scale, mesh)
+    return LoadedModel(config, params, step, codec, mesh)
+
+
+def load_codec(workdir: str | os.PathLike, scale: float, mesh: Mesh) -> Codec:
+    """Returns the autoencoder of a workdir, for latents multiplied by `scale`."""
+    config, params, _ = _load_params(workdir, None, mesh)
+    if config.stage != "autoencoder":
+        raise ValueError(f"{workdir} is of stage {config.stage!r}; an autoencoder's workdir is needed here")
+    return Codec(params, build_autoencoder(config.autoencoder, config.data.channels), scale)
+
+
+def _load_params(workdir, step: int | None, mesh: Mesh) -> tuple[Config, Params, int]:
+    step, config = find_checkpoint(workdir, step)
+    replicated = NamedSharding(mesh, PartitionSpec())
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), abstract_params(config)
+    )
+    return config, restore_eval_params(workdir, step, abstract), step

@@ -1,0 +1,61 @@
+"""The history of a run's metrics: JSON lines in `WORKDIR/metrics/metrics.jsonl`.
+
+A line is one flat object, `{"step": 100, "split": "train", "seconds": 12.3, "loss": 0.25}`: `step` counts finished
+training steps, `split` is "train" or "eval" (held-out examples), and `seconds` is the time that the run has spent in
+training up to this line, over all its starts. Every other key is a metric.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+SPLITS = ("train", "eval")
+NOT_METRICS = ("step", "split", "seconds")
+
+
+def metrics_path(workdir: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns where a run keeps its history."""
+    return pathlib.Path(workdir) / "metrics" / "metrics.jsonl"
+
+
+def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Returns a run's lines in the order of writing; an unfinished last line, of a killed run, is left out.
+
+    Raises:
+      ValueError: if the run has no history, or a line before the last cannot be read.
+    """
+    path = metrics_path(workdir)
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: {workdir} must be the --workdir of a `dit-jax train` run")
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    rows = []
+    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline was not written to its end
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}, is not JSON ({error.msg}); remove the line") from error
+    return rows
+
+
+def append_metrics(
+    workdir: str | os.PathLike[str], step: int, split: str, seconds: float, values: Mapping[str, float]
+) -> None:
+    """Appends one line, whole or (if the process is killed meanwhile) without its end."""
+    assert split in SPLITS and not set(values) & set(NOT_METRICS), (split, sorted(values))
+    row = {"step": int(step), "split": split, "seconds": round(seconds, 3)}
+    row |= {name: float(value) for name, value in values.items()}
+    with metrics_path(workdir).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def resume_metrics(workdir: str | os.PathLike[str], step: int) -> float:
+    """Drops the lines after a step, which a run resumed from there writes again; returns the seconds spent up to it."""
+    path = metrics_path(workdir)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [row for row in read_metrics(workdir) if row["step"] <= step] if path.exists() else []
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    unfinished.replace(path)
+    return max((row["seconds"] for row in rows), default=0.0)

@@ -1,0 +1,56 @@
+"""What the diffusion stage minimises, and what it measures on held-out images."""
+
+from collections.abc import Callable
+
+import jax
+
+from dit_jax.config import Config
+from dit_jax.diffusion.guidance import drop_labels
+from dit_jax.diffusion.losses import hybrid_loss
+from dit_jax.diffusion.process import make_process
+from dit_jax.models.autoencoder import sample_posterior
+from dit_jax.models.build import build_dit
+from dit_jax.training.step import LossFn
+from dit_jax.types import Array, Batch, Params, PRNGKey
+
+
+def diffusion_input(config: Config, batch: Batch, key: PRNGKey) -> Array:
+    """Returns x_0 [B, H, W, C]: a fresh posterior sample of cached moments at unit variance, or the image itself."""
+    if config.latents is None:
+        return batch["image"]
+    return config.latents.scale * sample_posterior(batch["moments"], key)
+
+
+def make_diffusion_loss(config: Config) -> LossFn:
+    """Returns the training loss of a batch {"moments" or "image", "label"}, at uniform t and with label dropout."""
+    model, process, null_label = build_dit(config), make_process(config.diffusion), config.data.num_classes
+
+    def loss_fn(params: Params, batch: Batch, key: PRNGKey) -> dict[str, Array]:
+        posterior_key, t_key, noise_key, label_key = jax.random.split(key, 4)
+        x_0 = diffusion_input(config, batch, posterior_key)
+        step = jax.random.randint(t_key, (x_0.shape[0],), 0, process.num_steps)
+        noise = jax.random.normal(noise_key, x_0.shape)
+        labels = drop_labels(label_key, batch["label"], config.dit.label_dropout, null_label)
+        return hybrid_loss(process, lambda *inputs: model.apply({"params": params}, *inputs), x_0, step, noise, labels)
+
+    return loss_fn
+
+
+def make_diffusion_eval(config: Config) -> Callable[[Params, Batch], dict[str, Array]]:
+    """Returns the held-out loss of each image, labels kept; t and noise are functions of the image's index.
+
+    So two evaluations of the same weights are equal, and the curve over training moves with the weights alone.
+    """
+    model, process = build_dit(config), make_process(config.diffusion)
+
+    def eval_fn(params: Params, batch: Batch) -> dict[str, Array]:
+        keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(jax.random.key(0), index), 3))(batch["index"])
+        x_0 = jax.vmap(lambda example, key: diffusion_input(config, example, key))(
+            {name: batch[name] for name in ("moments", "image") if name in batch}, keys[:, 0]
+        )
+        step = jax.vmap(lambda key: jax.random.randint(key, (), 0, process.num_steps))(keys[:, 1])
+        noise = jax.vmap(lambda key: jax.random.normal(key, x_0.shape[1:]))(keys[:, 2])
+        model_fn = lambda *inputs: model.apply({"params": params}, *inputs)  # noqa: E731
+        return hybrid_loss(process, model_fn, x_0, step, noise, batch["label"])
+
+    return eval_fn

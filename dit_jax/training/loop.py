@@ -1,0 +1,151 @@
+"""The one training loop, for both stages.
+
+step_fn(state, batch) -> (state, metrics), jitted, state donated; batches put ahead of use; metrics fetched one
+step late, so that the host never waits for the device between logs.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+import jax
+import numpy as np
+
+from dit_jax.checkpoint import Checkpoints, write_config
+from dit_jax.config import Config
+from dit_jax.parallel.mesh import check_batch_size, prefetch
+from dit_jax.training.optimizer import make_optimizer
+from dit_jax.training.reporting import Reporter
+from dit_jax.training.state import TrainState, abstract_state, create_state
+from dit_jax.training.step import LossFn, make_eval_step, make_train_step
+from dit_jax.types import Array, Batch, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a stage brings to the loop.
+
+    loss_fn, eval_fn: see `training.step`; train_batches(start_step), eval_batches(): this process's rows, as NumPy;
+    draw(params): pictures by name, uint8 [H, W, 3].
+    """
+
+    loss_fn: LossFn
+    eval_fn: Callable[[Params, Batch], dict[str, Array]]
+    train_batches: Callable[[int], Iterable[dict[str, np.ndarray]]]
+    eval_batches: Callable[[], Iterable[dict[str, np.ndarray]]]
+    draw: Callable[[Params], dict[str, np.ndarray]]
+
+
+def train(config: Config, workdir: str, task: Task, mesh: jax.sharding.Mesh) -> TrainState:
+    """Trains to the config's last step, from the newest checkpoint of `workdir` if there is one; returns the state."""
+    training = config.training
+    check_batch_size(training.global_batch_size, mesh, "config.training.global_batch_size")
+    optimizer = make_optimizer(config.optimizer, training.num_train_steps)
+    abstract = abstract_state(config, optimizer, mesh)
+    with Checkpoints(workdir, training.max_checkpoints) as checkpoints:
+        start_step = max(checkpoints.all_steps(), default=0)
+        active = jax.process_index() == 0
+        if active:
+            write_config(workdir, config)
+        with Reporter(workdir, training.num_train_steps, start_step, active=active) as reporter:
+            if start_step:
+                state = restore_state(checkpoints, start_step, abstract)
+                reporter.log(f"resuming from the checkpoint of step {start_step} of {training.num_train_steps}")
+            else:
+                state = create_state(config, optimizer, mesh)
+            return _run(config, task, mesh, optimizer, state, start_step, checkpoints, reporter)
+
+
+def _run(config, task, mesh, optimizer, state, start_step, checkpoints, reporter) -> TrainState:
+    training = config.training
+    last_step, batch_size = training.num_train_steps, training.global_batch_size
+    step_fn = jax.jit(make_train_step(task.loss_fn, optimizer, training.ema_decay, config.seed), donate_argnums=0)
+    eval_step = jax.jit(make_eval_step(task.eval_fn))
+    batches = prefetch(task.train_batches(start_step), mesh, batch_size)
+    window = MetricsWindow(start_step)
+    for step, batch in zip(range(start_step + 1, last_step + 1), batches, strict=False):
+        state, metrics = step_fn(state, batch)
+        window.add(metrics)
+        is_last = step == last_step
+        if (step - 1) % training.log_every_steps == 0:  # one step late: the device works on this step meanwhile
+            _log_window(window.fetch(keep=1), training.log_every_steps, reporter)
+        if is_last:
+            _log_window(window.fetch(keep=0), training.log_every_steps, reporter)
+        reporter.progress(step, window.last_loss)
+        if step % training.eval_every_steps == 0 or is_last:
+            eval_batches = prefetch(task.eval_batches(), mesh, batch_size)
+            values = evaluate(eval_step, state.eval_params, eval_batches)
+            reporter.scalars(step, "eval", values)
+            reporter.log(f"step {step}: held-out " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()))
+            for name, picture in task.draw(state.eval_params).items():
+                reporter.image(step, name, picture)
+            window.restart_clock()
+        if step % training.checkpoint_every_steps == 0 or is_last:
+            checkpoints.save(step, state_items(state), config)
+    checkpoints.wait()
+    return state
+
+
+def state_items(state: TrainState) -> dict:
+    """Returns the items of a checkpoint; the step is the checkpoint's name."""
+    items = {"params": state.params, "opt_state": state.opt_state, "ema_params": state.ema_params}
+    return {name: tree for name, tree in items.items() if tree is not None}
+
+
+def restore_state(checkpoints: Checkpoints, step: int, abstract: TrainState) -> TrainState:
+    """Returns the state of a checkpoint, each shard where `abstract` has it."""
+    items = checkpoints.restore(step, state_items(abstract))
+    counter = jax.device_put(np.int32(step), abstract.step.sharding)
+    return TrainState(counter, items["params"], items["opt_state"], items.get("ema_params"))
+
+
+def evaluate(eval_step: Callable, params: Params, batches: Iterator[Batch]) -> dict[str, float]:
+    """Returns the means over all real examples of `batches`."""
+    sums = [eval_step(params, batch) for batch in batches]
+    totals = jax.tree.map(lambda *values: float(np.sum(values)), *jax.device_get(sums))
+    count = totals.pop("count")
+    return {name: total / count for name, total in totals.items()}
+
+
+class MetricsWindow:
+    """Metrics on the device since the last log; `fetch` brings their means to the host."""
+
+    def __init__(self, start_step: int):
+        self._step = start_step  # of the last fetched metrics
+        self._pending: list[dict[str, Array]] = []
+        self.last_loss: float | None = None
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leaves out of the next rate what was not training."""
+        self._start, self._counted = time.monotonic(), 0
+
+    def add(self, metrics: dict[str, Array]) -> None:
+        """Takes the metrics of the next step."""
+        self._pending.append(metrics)
+        self._counted += 1
+
+    def fetch(self, keep: int) -> tuple[int, dict[str, float]] | None:
+        """Returns the newest step but `keep`, and the means since the last fetch up to it; None if there is none."""
+        ready = self._pending[: len(self._pending) - keep]
+        if not ready:
+            return None
+        self._pending = self._pending[len(ready) :]
+        self._step += len(ready)
+        values = jax.tree.map(lambda *series: float(np.mean(series)), *jax.device_get(ready))
+        self.last_loss = values["loss"]
+        values["steps_per_second"] = self._counted / max(time.monotonic() - self._start, 1e-9)
+        self.restart_clock()
+        return self._step, values
+
+
+def _log_window(window: tuple[int, dict[str, float]] | None, num_steps: int, reporter: Reporter) -> None:
+    if window is None:
+        return
+    step, values = window
+    if not np.isfinite(values["loss"]):
+        raise ValueError(
+            f"the loss is {values['loss']} within the {num_steps} steps before step {step}; the last checkpoint is "
+            "kept; lower config.optimizer.learning_rate or set config.optimizer.max_grad_norm"
+        )
+    reporter.scalars(step, "train", values)

@@ -1,0 +1,134 @@
+"""What a training run tells: the terminal, `log.txt`, curves in `metrics/` and pictures in `samples/`."""
+
+import concurrent.futures
+import pathlib
+import sys
+import time
+from collections.abc import Mapping
+
+import numpy as np
+import PIL.Image
+import tqdm
+
+from dit_jax.metrics import history
+
+PLAIN_INTERVAL_SECONDS = 10.0  # between the lines that stand for the progress bar where there is no terminal
+
+
+class Reporter:
+    """Reports one start of a run; `with Reporter(...) as reporter:` closes it.
+
+    Args:
+      workdir: the run's directory, on a file system that all starts of the run see.
+      num_train_steps: step at which the run ends.
+      start_step: step from which this start goes on; what an earlier start wrote about later steps is dropped.
+      active: False makes every method do nothing, for all processes but the first.
+    """
+
+    def __init__(self, workdir: str | pathlib.Path, num_train_steps: int, start_step: int, active: bool = True):
+        self._active = active
+        if not active:
+            return
+        self._workdir = pathlib.Path(workdir)
+        self._num_train_steps = num_train_steps
+        self._seconds_before = history.resume_metrics(self._workdir, start_step)
+        self._start_time = time.monotonic()
+        self._line: tuple[float, int] | None = None  # time and step of the newest line that stands for the bar
+        self._log_file = (self._workdir / "log.txt").open("a", encoding="utf-8")
+        self._terminal = sys.stderr.isatty()
+        self._bar = tqdm.tqdm(
+            total=num_train_steps, initial=start_step, disable=not self._terminal, unit="step", dynamic_ncols=True
+        )
+        # Importing clu takes many seconds, most of them TensorFlow's. One thread imports it, at the first metrics, and
+        # writes what is queued meanwhile, in order, so that no step waits for it.
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "events")
+        self._writer: concurrent.futures.Future | None = None
+        self._events: list[concurrent.futures.Future] = []
+
+    def __enter__(self) -> "Reporter":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def log(self, message: str) -> None:
+        """Writes a message to the terminal and, with the time, to `log.txt`."""
+        if not self._active:
+            return
+        tqdm.tqdm.write(message, file=sys.stderr)
+        self._log_file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
+        self._log_file.flush()
+
+    def progress(self, step: int, loss: float | None = None) -> None:
+        """Shows how far the run is after `step` steps: a bar or, where there is no terminal, a line now and then."""
+        if not self._active:
+            return
+        if self._terminal:
+            if loss is not None:
+                self._bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
+            self._bar.update(step - self._bar.n)
+            return
+        now = time.monotonic()
+        parts = [f"step {step} of {self._num_train_steps} ({step / self._num_train_steps:.0%})"]
+        if loss is not None:
+            parts.append(f"loss {loss:.4g}")
+        if self._line is not None:  # else this is the first step, with its compilation: no measure of the rate
+            line_time, line_step = self._line
+            if now - line_time < PLAIN_INTERVAL_SECONDS and step < self._num_train_steps:
+                return
+            rate = max(step - line_step, 1) / max(now - line_time, 1e-9)
+            left = tqdm.tqdm.format_interval((self._num_train_steps - step) / rate)
+            parts += [f"{rate:.3g} steps/s", f"{left} left"]
+        print(", ".join(parts), file=sys.stderr, flush=True)
+        self._line = now, step
+
+    def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """Adds metrics after `step` steps to the curves: JSON lines (at once) and TensorBoard events."""
+        if not self._active:
+            return
+        seconds = self._seconds_before + time.monotonic() - self._start_time
+        history.append_metrics(self._workdir, step, split, seconds, values)
+        if self._writer is None:
+            self._writer = self._thread.submit(_make_summary_writer, self._workdir / "metrics")
+        tagged = {f"{split}/{name}": float(value) for name, value in values.items()}
+        self._events.append(self._thread.submit(_write_events, self._writer, step, tagged))
+        while self._events and self._events[0].done():
+            self._events.pop(0).result()  # raises what went wrong in the thread
+
+    def image(self, step: int, name: str, grid: np.ndarray) -> None:
+        """Writes a picture, [H, W, C] uint8, to `samples/NAME_STEP.png`."""
+        if not self._active:
+            return
+        path = self._workdir / "samples" / f"{name}_{step:07d}.png"
+        path.parent.mkdir(exist_ok=True)
+        unfinished = path.with_suffix(".tmp")
+        PIL.Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid).save(unfinished, format="png")
+        unfinished.replace(path)
+
+    def close(self) -> None:
+        """Finishes all files."""
+        if not self._active:
+            return
+        self._active = False
+        self._bar.close()
+        self._log_file.close()
+        if self._writer is not None:
+            self._events.append(self._thread.submit(_close_events, self._writer))
+        self._thread.shutdown(wait=True)
+        for event in self._events:
+            event.result()
+
+
+def _make_summary_writer(directory: pathlib.Path):
+    from clu import metric_writers
+
+    return metric_writers.SummaryWriter(str(directory))
+
+
+def _write_events(writer: concurrent.futures.Future, step: int, scalars: dict[str, float]) -> None:
+    writer.result().write_scalars(step, scalars)
+    writer.result().flush()
+
+
+def _close_events(writer: concurrent.futures.Future) -> None:
+    writer.result().close()

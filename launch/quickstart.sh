@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# Trains an autoencoder and a DiT on Fashion-MNIST, draws samples and writes a page about it all, from nothing:
+# it makes a virtual environment and installs the project if needed, and fetches the data set. It takes about 20 minutes
+# on two CPU cores. Started again, it goes on where it stopped.
+set -euo pipefail
+
+usage() {
+  cat <<'TEXT'
+Usage: launch/quickstart.sh [--workdir=DIR] [--smoke]
+  --workdir=DIR  where everything is written (default: runs/quickstart in the project; runs/smoke with --smoke)
+  --smoke        a few steps of everything, in a minute or two, to see that it works; the pictures are noise
+  On a GPU node or a TPU: DIT_JAX_EXTRAS=gpu (or tpu) launch/quickstart.sh
+TEXT
+}
+
+smoke=false
+workdir=
+for argument in "$@"; do
+  case $argument in
+    --workdir=?*) workdir=${argument#*=} ;;
+    --smoke) smoke=true ;;
+    -h | --help) usage && exit ;;
+    *) echo "error: unknown argument $argument" >&2 && usage >&2 && exit 2 ;;
+  esac
+done
+
+caller=$PWD
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+if [[ -z $workdir ]]; then
+  workdir=runs/quickstart
+  if $smoke; then workdir=runs/smoke; fi
+elif [[ $workdir != /* && $caller != "$PWD" ]]; then
+  workdir=$caller/$workdir
+fi
+
+autoencoder_config=(--config=configs/fashion_mnist_autoencoder.py)
+dit_config=(--config=configs/fashion_mnist_dit.py)
+num_samples=100
+if $smoke; then
+  few_steps=(
+    "--config.data.train_split=train[:512]" "--config.data.eval_split=test[:64]"
+    --config.optimizer.warmup_steps=1 --config.training.num_train_steps=4 --config.training.log_every_steps=1
+    --config.training.eval_every_steps=2 --config.training.checkpoint_every_steps=2
+    --config.training.num_eval_examples=64 --config.training.global_batch_size=16
+  )
+  autoencoder_config+=("${few_steps[@]}")
+  dit_config+=("${few_steps[@]}" --config.sampling.num_steps=4 --config.sampling.batch_size=16)
+  num_samples=16
+fi
+
+# step NAME COMMAND...: says when the command starts; if it fails, the script ends with its exit code.
+step() {
+  printf '\n[%2d:%02d] %s\n' $((SECONDS / 60)) $((SECONDS % 60)) "$1"
+  "${@:2}" || {
+    local code=$?
+    echo "error: this step failed: $1" >&2
+    exit "$code"
+  }
+}
+
+# Debian and Ubuntu have the data set as a package. Without it `dit-jax` looks elsewhere, so nothing here is an error.
+fetch_data() {
+  local folder
+  local prepared=${TFDS_DATA_DIR:-$HOME/tensorflow_datasets}/fashion_mnist
+  local package=dataset-fashion-mnist
+  local apt=(env DEBIAN_FRONTEND=noninteractive timeout 120 apt-get -qq -y --no-install-recommends
+    -o Acquire::Retries=1 -o Acquire::http::Timeout=20)
+  for folder in /usr/share/datasets/fashion-mnist "$prepared"; do
+    if [[ -d $folder ]]; then
+      echo "found in $folder"
+      return
+    fi
+  done
+  command -v apt-get >/dev/null || return 0
+  if ((EUID != 0)); then
+    sudo -n true 2>/dev/null || return 0
+    apt=(sudo -n "${apt[@]}")
+  fi
+  echo "installing the Debian package $package (30 MB)"
+  # The time limit is for the download: once that is there, installing takes a second and is not cut short.
+  {
+    "${apt[@]}" install --download-only "$package" ||
+      { "${apt[@]}" update && "${apt[@]}" install --download-only "$package"; }
+  } </dev/null >/dev/null 2>&1 && "${apt[@]}" install "$package" </dev/null >/dev/null ||
+    echo "it could not be installed; the program looks for the data elsewhere"
+}
+
+# shellcheck source=launch/environment.sh
+step "environment" source launch/environment.sh ""
+step "data" fetch_data
+step "train the autoencoder" dit-jax train "${autoencoder_config[@]}" --workdir="$workdir/autoencoder"
+step "encode the images" dit-jax encode "${autoencoder_config[@]}" \
+  --autoencoder="$workdir/autoencoder" --output="$workdir/latents"
+step "train the DiT" dit-jax train "${dit_config[@]}" --workdir="$workdir/dit" \
+  --config.latents.path="$workdir/latents"
+step "draw samples" dit-jax sample --workdir="$workdir/dit" --output="$workdir/samples" --num_samples="$num_samples"
+step "report" dit-jax report --workdir="$workdir/autoencoder" --workdir="$workdir/dit" \
+  --samples="$workdir/samples" --output="$workdir/report.html"
+
+printf '\n[%2d:%02d] done\n' $((SECONDS / 60)) $((SECONDS % 60))
+echo "samples:  $workdir/samples/grid.png"
+echo "report:   $workdir/report.html"
