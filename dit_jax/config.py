@@ -33,8 +33,9 @@ class DataConfig:
     horizontal_flip: bool = True  # random in training (DiT paper, section 4)
     train_split: str = "train"
     eval_split: str = "test"  # held-out images: never trained on
+    version: str | None = None  # of the data: name, version and sizes; None: whatever is there (a run records it)
     data_dir: str | None = field(None, fixed=False)  # where TFDS keeps prepared data; None: TFDS's own default
-    raw_dir: str | None = field(None, fixed=False)  # raw download files of the data set, if its host does not answer
+    raw_dir: str | None = field(None, fixed=False)  # raw files (TFDS's manual ones too), if the host does not answer
     num_threads: int = field(4, fixed=False)  # reading threads of each process
 
 

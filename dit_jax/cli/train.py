@@ -31,16 +31,11 @@ def run(args: argparse.Namespace) -> None:
     config = load_config(args.config, args.overrides)
     workdir = pathlib.Path(args.workdir)
     open_workdir(workdir)
-    if config.latents is not None:
-        config = resolve_latents(config)
+    config = resolve_images(config) if config.latents is None else resolve_latents(config)
     check_same_run(workdir, config)
-    task_of = autoencoder_task if config.stage == "autoencoder" else diffusion_task
-    if config.latents is None:
-        from dit_jax.data.sources import prepare
-
-        print(prepare(config.data), flush=True)
-    else:
+    if config.latents is not None:
         copy_autoencoder(pathlib.Path(config.latents.path), workdir)
+    task_of = autoencoder_task if config.stage == "autoencoder" else diffusion_task
 
     from dit_jax.parallel.mesh import check_batch_size, make_mesh
     from dit_jax.training.loop import train
@@ -78,8 +73,32 @@ def check_same_run(workdir: pathlib.Path, config: Config) -> None:
         )
 
 
+def resolve_images(config: Config) -> Config:
+    """Returns the config with the version of its data set, which is prepared if it is not yet."""
+    from dit_jax.data.sources import prepare, source_identity
+
+    print(prepare(config.data), flush=True)
+    return with_data_version(config, source_identity(config.data))
+
+
+def with_data_version(config: Config, identity: dict) -> Config:
+    """Returns the config that records which data it has, so that a run is never resumed on other data."""
+    splits = ", ".join(f"{split} {size}" for split, size in identity["splits"].items())
+    subset = ", shipped subset" if identity.get("shipped_subset") else ""
+    version = f"{identity['version']} ({splits}{subset})"
+    if config.data.version not in (None, version):
+        raise ValueError(
+            f"config.data.version={config.data.version!r} but the data is {version!r}; change the config or the data"
+        )
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, version=version))
+
+
 def resolve_latents(config: Config) -> Config:
-    """Returns the config with the cache's scale; raises ValueError where the cache is missing or of other data."""
+    """Returns the config with the cache's data version, scale and autoencoder.
+
+    Raises:
+      ValueError: where the cache is missing, incomplete or of other images than the config's.
+    """
     from dit_jax.data.latent_cache import read_manifest
 
     latents = config.latents
@@ -89,13 +108,11 @@ def resolve_latents(config: Config) -> Config:
         )
     manifest = read_manifest(latents.path)
     given = {
-        "latents.shape": (latents.shape, tuple(manifest.latent_shape)),
-        "data.name": (config.data.name, manifest.data["name"]),
-        "data.image_size": (config.data.image_size, manifest.data["image_size"]),
-        "data.channels": (config.data.channels, manifest.data["channels"]),
-        "data.horizontal_flip": (config.data.horizontal_flip, manifest.data["horizontal_flip"]),
+        "latents.shape": (latents.shape, manifest.latent_shape),
         "latents.autoencoder": (latents.autoencoder or manifest.autoencoder, manifest.autoencoder),
     }
+    for name in ("name", "image_size", "channels", "num_classes", "horizontal_flip"):
+        given[f"data.{name}"] = getattr(config.data, name), manifest.data.get(name)
     for key, (ours, theirs) in given.items():
         if ours != theirs:
             raise ValueError(
@@ -104,7 +121,7 @@ def resolve_latents(config: Config) -> Config:
             )
     scale = manifest.scale if latents.scale is None else latents.scale
     resolved = dataclasses.replace(latents, scale=scale, autoencoder=manifest.autoencoder)
-    return dataclasses.replace(config, latents=resolved)
+    return with_data_version(dataclasses.replace(config, latents=resolved), manifest.data)
 
 
 def copy_autoencoder(cache: pathlib.Path, workdir: pathlib.Path) -> None:

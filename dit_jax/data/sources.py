@@ -93,6 +93,7 @@ def source_identity(data: DataConfig) -> dict[str, Any]:
     return identity | {
         "image_size": data.image_size,
         "channels": data.channels,
+        "num_classes": data.num_classes,
         "horizontal_flip": data.horizontal_flip,
     }
 

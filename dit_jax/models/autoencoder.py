@@ -140,7 +140,8 @@ class Codec:
 
     def moments(self, images: Array) -> Array:
         """Returns the posterior's moments [B, H/f, W/f, 2c], unscaled, as a latent cache holds them."""
-        return self.module.apply({"params": self.params}, images, method="encode")
+        moments = self.module.apply({"params": self.params}, images, method="encode")
+        return jnp.concatenate(split_moments(moments), axis=-1)  # clamped
 
     def encode(self, images: Array) -> Array:
         """Returns scaled latents [B, H/f, W/f, c], the posterior's mean."""

@@ -1,0 +1,78 @@
+"""Classifier-free guidance."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dit_jax.diffusion.guidance import drop_labels, guided
+
+NULL = 10
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+X, T, LABELS = normal(2, 3, 3, 4), jnp.array([5, 900]), jnp.array([3, 7])
+
+
+def model_fn(x_t, t, labels):
+    """Returns an output that tells x, t, label and channel apart."""
+    factor = 1 + 0.1 * labels.reshape(-1, 1, 1, 1) * (1 + jnp.arange(8))
+    return jnp.concatenate([x_t, jnp.sin(x_t)], axis=-1) * factor + t.reshape(-1, 1, 1, 1) / 1000
+
+
+CONDITIONAL, UNCONDITIONAL = model_fn(X, T, LABELS), model_fn(X, T, jnp.full_like(LABELS, NULL))
+
+
+@pytest.mark.parametrize("cfg_channels", [None, 3])
+def test_scale_1_is_the_conditional_model_itself(cfg_channels):
+    assert guided(model_fn, NULL, 1.0, cfg_channels) is model_fn
+
+
+@pytest.mark.parametrize("cfg_scale", [0.0, 0.5, 1.25, 4.0])
+@pytest.mark.parametrize("cfg_channels", [None, 1, 3, 4])
+def test_epsilon_goes_from_unconditional_by_scale_times_the_difference(cfg_scale, cfg_channels):
+    output = guided(model_fn, NULL, cfg_scale, cfg_channels)(X, T, LABELS)
+    expected = np.array(CONDITIONAL)  # the other channels, and the variance
+    guided_part = slice(0, cfg_channels or 4)
+    difference = (CONDITIONAL - UNCONDITIONAL)[..., guided_part]
+    expected[..., guided_part] = UNCONDITIONAL[..., guided_part] + cfg_scale * difference
+    np.testing.assert_allclose(output, expected, atol=1e-5)
+
+
+def test_scale_1_plus_x_moves_three_channels_by_x_times_the_difference():
+    x = 0.5
+    moved = guided(model_fn, NULL, 1 + x, 3)(X, T, LABELS) - CONDITIONAL
+    np.testing.assert_allclose(moved[..., :3], x * (CONDITIONAL - UNCONDITIONAL)[..., :3], atol=1e-5)
+    np.testing.assert_array_equal(moved[..., 3:], 0)
+
+
+def test_both_branches_run_in_one_call():
+    calls = []
+
+    def recording_fn(*args):
+        calls.append(args)
+        return model_fn(*args)
+
+    guided(recording_fn, NULL, 1.5, None)(X, T, LABELS)
+    ((x_t, t, labels),) = calls
+    np.testing.assert_array_equal(x_t, np.concatenate([X, X]))
+    np.testing.assert_array_equal(t, [5, 900, 5, 900])
+    np.testing.assert_array_equal(labels, [3, 7, NULL, NULL])
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 1.0])
+def test_labels_are_dropped_at_the_rate_and_kept_otherwise(rate):
+    labels = jnp.arange(20_000) % NULL
+    dropped = drop_labels(jax.random.key(0), labels, rate, NULL)
+    is_null = np.asarray(dropped == NULL)
+    assert abs(is_null.mean() - rate) < 5 * np.sqrt(rate * (1 - rate) / len(labels)) + 1e-9
+    np.testing.assert_array_equal(dropped[~is_null], labels[~is_null])
+    assert dropped.dtype == labels.dtype
+
+
+def test_labels_are_dropped_anew_with_each_key():
+    labels = jnp.zeros(1000, jnp.int32)
+    assert (drop_labels(jax.random.key(0), labels, 0.5, 1) != drop_labels(jax.random.key(1), labels, 0.5, 1)).any()

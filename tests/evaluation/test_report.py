@@ -1,0 +1,128 @@
+import argparse
+import json
+import re
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from dit_jax.cli import report as cli
+from dit_jax.evaluation.chart import _ticks, line_chart
+from dit_jax.evaluation.report import write_report
+from dit_jax.metrics import history
+
+
+def make_workdir(workdir, name="samples"):
+    (workdir / "samples").mkdir(parents=True)
+    config = {"stage": "autoencoder", "data": {"name": "<b>toys</b>", "image_size": 28}, "dit": None}
+    (workdir / "config.json").write_text(json.dumps(config))
+    history.resume_metrics(workdir, 0)
+    for step in (10, 20, 30):
+        values = {"loss": 10.0 / step, "steps_per_second": step / 10}
+        history.append_metrics(workdir, step, "train", 2.5 * step, values)
+    history.append_metrics(workdir, 30, "eval", 80.0, {"loss": 0.5, "psnr": 21.5})
+    for step in (10, 20, 30):
+        PIL.Image.fromarray(np.full((4, 5, 3), step, np.uint8)).save(workdir / "samples" / f"{name}_{step:07d}.png")
+    return workdir
+
+
+def make_samples(directory):
+    directory.mkdir()
+    PIL.Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(directory / "grid.png")
+    return directory
+
+
+def test_figures_are_the_last_of_each_metric(tmp_path):
+    figures = write_report([make_workdir(tmp_path / "a")], None, tmp_path / "report.html")
+    assert figures == {
+        "a": {
+            "stage": "autoencoder",
+            "steps": 30,
+            "seconds": 80.0,
+            "steps_per_second": 2.0,
+            "train_loss": pytest.approx(1 / 3),
+            "eval_loss": 0.5,
+            "eval_psnr": 21.5,
+        }
+    }
+
+
+def test_the_page_holds_everything_itself(tmp_path):
+    workdirs = [make_workdir(tmp_path / "a"), make_workdir(tmp_path / "b", name="reconstructions")]
+    output = tmp_path / "pages" / "report.html"
+    write_report(workdirs, make_samples(tmp_path / "drawn"), output)
+    page = output.read_text()
+    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert all(source.startswith("data:") for source in sources) and "http" not in page and "url(" not in page
+    assert page.count("<img") == 1 + 2 * 2  # the grid; the first and the last picture of each run
+    assert page.count("<svg") == 2 * 3  # loss, PSNR and speed of each run
+    assert "reconstructions, step 30" in page and "reconstructions, step 20" not in page
+    assert [path.name for path in output.parent.iterdir()] == ["report.html"]
+
+
+def test_text_of_users_is_escaped(tmp_path):
+    write_report([make_workdir(tmp_path / "<i>run", name="<u>s")], None, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert not re.search("<(i|u|b)>", page)
+    assert "&lt;i&gt;run" in page and "&lt;u&gt;s" in page and "&lt;b&gt;toys" in page
+
+
+def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path):
+    workdirs = [make_workdir(tmp_path / "a" / "run"), make_workdir(tmp_path / "b" / "run")]
+    assert list(write_report(workdirs, None, tmp_path / "report.html")) == [str(workdir) for workdir in workdirs]
+
+
+def test_what_is_missing_is_named(tmp_path):
+    output = tmp_path / "report.html"
+    with pytest.raises(ValueError, match=r"is not a workdir \(it has no config.json\)"):
+        write_report([tmp_path], None, output)
+    workdir = make_workdir(tmp_path / "a")
+    with pytest.raises(ValueError, match=r"grid\.png does not exist"):
+        write_report([workdir], tmp_path, output)
+    history.resume_metrics(workdir, 0)
+    with pytest.raises(ValueError, match="has no metrics yet"):
+        write_report([workdir], None, output)
+    history.metrics_path(workdir).unlink()
+    with pytest.raises(ValueError, match=r"metrics\.jsonl does not exist"):
+        write_report([workdir], None, output)
+    assert not output.exists()
+
+
+def test_chart_leaves_out_what_is_not_finite():
+    assert line_chart({"training": [(1, float("nan"))], "held-out": []}) == ""
+    chart = line_chart({"training": [(1, 1.0), (2, float("nan")), (3, 3.0)]})
+    (points,) = re.findall(r'points="([^"]*)"', chart)
+    assert len(points.split()) == 2 and "nan" not in chart
+
+
+@pytest.mark.parametrize("points", [[(0, 0.0)], [(5, 2.0), (6, 2.0)], [(0, 1e-6), (9, 1e6)], [(0, -1.0), (1, 1.0)]])
+def test_chart_keeps_its_points_inside(points):
+    (line,) = re.findall(r'points="([^"]*)"', line_chart({"training": points}))
+    for point in line.split():
+        x, y = map(float, point.split(","))
+        assert 0 <= x <= 460 and 0 <= y <= 250
+
+
+def test_long_series_are_thinned():
+    (line,) = re.findall(r'points="([^"]*)"', line_chart({"training": [(x, float(x)) for x in range(1, 10_000)]}))
+    assert len(line.split()) == 400
+
+
+def test_ticks_are_round():
+    assert _ticks(0, 1200) == [0, 500, 1000]
+    np.testing.assert_allclose(_ticks(0.13, 0.88), [0.2, 0.4, 0.6, 0.8])
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_the_verb_prints_the_figures(tmp_path, capsys, as_json):
+    parser = argparse.ArgumentParser()
+    cli.add_arguments(parser)
+    arguments = [f"--workdir={make_workdir(tmp_path / 'a')}", f"--output={tmp_path / 'report.html'}"]
+    cli.run(parser.parse_args(arguments + ["--json"] * as_json))
+    out = capsys.readouterr().out
+    if as_json:
+        assert json.loads(out)["a"]["eval_psnr"] == 21.5
+    else:
+        assert re.search(r"^a +held-out PSNR \(dB\) +21\.5$", out, re.MULTILINE)
+        assert re.search(r"^a +time in training \(evaluation included\) +1 min 20 s$", out, re.MULTILINE)
+    assert (tmp_path / "report.html").exists()

@@ -1,0 +1,109 @@
+"""The mesh's sizes, and batches on it, over the eight virtual devices of the tests."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+from dit_jax.config import MeshConfig
+from dit_jax.parallel.mesh import (
+    batch_sharding,
+    batch_shards,
+    check_batch_size,
+    local_rows,
+    make_mesh,
+    prefetch,
+    put_batch,
+)
+
+MESHES = [MeshConfig(), MeshConfig(data=1, fsdp=8), MeshConfig(data=2, fsdp=4), MeshConfig(data=4, fsdp=-1)]
+
+
+def batches(count, size=16):
+    rng = np.random.default_rng(0)
+    return [{"image": rng.normal(size=(size, 2, 3)), "label": np.arange(size) + 100 * i} for i in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("data", "fsdp", "shape"),
+    [
+        (-1, 1, (8, 1)),
+        (-1, 4, (2, 4)),
+        (2, -1, (2, 4)),
+        (1, -1, (1, 8)),
+        (8, 1, (8, 1)),
+        (2, 4, (2, 4)),
+        (1, 8, (1, 8)),
+    ],
+)
+def test_mesh_has_the_sizes_and_minus_1_takes_what_is_left(data, fsdp, shape):
+    mesh = make_mesh(MeshConfig(data=data, fsdp=fsdp))
+    assert dict(mesh.shape) == {"data": shape[0], "fsdp": shape[1]}
+    assert set(mesh.devices.flat) == set(jax.devices())
+    assert set(mesh.axis_types) == {AxisType.Auto}
+    assert batch_shards(mesh) == 8
+
+
+@pytest.mark.parametrize(("data", "fsdp"), [(3, 1), (-1, 3), (2, 2), (4, 4), (-1, 16), (16, -1), (1, 1)])
+def test_sizes_that_do_not_make_the_devices_are_an_error(data, fsdp):
+    with pytest.raises(ValueError) as error:
+        make_mesh(MeshConfig(data=data, fsdp=fsdp))
+    assert str(error.value).startswith(f"config.mesh={{'data': {data}, 'fsdp': {fsdp}}} must multiply to the 8 devices")
+
+
+@pytest.mark.parametrize(("batch_size", "near"), [(4, 8), (100, 96), (30, 32)])
+def test_batch_that_the_mesh_does_not_divide_is_an_error_with_a_size_that_it_does(batch_size, near):
+    with pytest.raises(ValueError) as error:
+        check_batch_size(batch_size, make_mesh(MeshConfig()), "config.training.global_batch_size")
+    assert str(error.value) == (
+        f"config.training.global_batch_size={batch_size} must be divisible by the 8 devices that split it; try {near}"
+    )
+    check_batch_size(near, make_mesh(MeshConfig()), "config.training.global_batch_size")
+
+
+@pytest.mark.parametrize("config", MESHES)
+def test_one_process_holds_every_row(config):
+    assert local_rows(make_mesh(config), 24) == list(range(24))
+
+
+@pytest.mark.parametrize("config", MESHES)
+def test_batch_on_the_mesh_is_the_batch_and_each_device_holds_its_share(config):
+    mesh, (batch,) = make_mesh(config), batches(1)
+    arrays = put_batch(batch, mesh, 16)
+    assert set(arrays) == set(batch)
+    for name, value in batch.items():
+        assert arrays[name].shape == value.shape
+        assert arrays[name].sharding.is_equivalent_to(batch_sharding(mesh), value.ndim)
+        np.testing.assert_allclose(arrays[name], value, rtol=1e-6)
+    shards = sorted(arrays["label"].addressable_shards, key=lambda shard: shard.index[0].start)
+    assert [shard.data.tolist() for shard in shards] == np.arange(16).reshape(8, 2).tolist()
+
+
+def test_batch_is_split_over_both_axes():
+    assert batch_sharding(make_mesh(MeshConfig(data=2, fsdp=4))).spec == PartitionSpec(("data", "fsdp"))
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5])
+@pytest.mark.parametrize("depth", [1, 2, 8])
+def test_prefetched_batches_come_whole_and_in_order(count, depth):
+    given = batches(count)
+    arrived = list(prefetch(given, make_mesh(MeshConfig()), 16, depth))
+    assert len(arrived) == count
+    for arrays, batch in zip(arrived, given, strict=True):
+        for name, value in batch.items():
+            np.testing.assert_allclose(arrays[name], value, rtol=1e-6)
+
+
+def test_prefetch_reads_ahead_by_its_depth_and_no_further():
+    read = []
+
+    def source():
+        for i, batch in enumerate(batches(10)):
+            read.append(i)
+            yield batch
+
+    arrays = prefetch(source(), make_mesh(MeshConfig()), 16, depth=3)
+    assert read == []  # nothing before the first is asked for
+    for asked in range(5):
+        next(arrays)
+        assert read == list(range(asked + 3))

@@ -1,0 +1,97 @@
+"""Every file in configs/ is a run that can be built, at the size that it promises."""
+
+import pathlib
+
+import jax
+import pytest
+from jax.sharding import AxisType
+
+from dit_jax.config import config_from_dict, config_to_dict, load_config
+from dit_jax.models.build import abstract_inputs, abstract_params, build_model
+from dit_jax.models.cost import count_params
+from dit_jax.parallel.mesh import check_batch_size, make_mesh
+from dit_jax.parallel.rules import describe_shardings, tree_shardings
+from dit_jax.training.optimizer import make_optimizer
+from dit_jax.training.state import abstract_state
+
+FILES = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+# Trainable parameters of the papers' models (arXiv:2212.09748, table 4 and its code; arXiv:2112.10752, table 8).
+PAPER_PARAMETERS = {
+    "dit_s2_imagenet256": 32_865_056,
+    "dit_b2_imagenet256": 130_315_808,
+    "dit_l2_imagenet256": 457_840_672,
+    "dit_xl2_imagenet256": 674_834_720,
+    "dit_xl2_imagenet512": 674_834_720,
+}
+
+
+@pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)
+def built(request):
+    """A config file's path, its config and its abstract parameters."""
+    config = load_config(str(request.param))
+    return request.param, config, abstract_params(config)
+
+
+def test_file_opens_with_its_command_and_builds_without_memory(built):
+    path, config, params = built
+    assert f"dit-jax train --config=configs/{path.name} --workdir=" in path.read_text()
+    output = jax.eval_shape(build_model(config).apply, {"params": params}, *abstract_inputs(config, batch_size=2))
+    height, width, channels = config.input_shape
+    if config.stage == "diffusion":
+        assert output.shape == (2, height, width, 2 * channels)
+    else:
+        assert output[0].shape == (2, height, width, channels)
+
+
+def test_model_has_the_papers_parameters(built):
+    path, _, params = built
+    if path.stem in PAPER_PARAMETERS:
+        assert count_params(params) == PAPER_PARAMETERS[path.stem]
+    elif path.stem == "autoencoder_kl_f8":
+        assert round(count_params(params) / 1e6, 2) == 83.65
+    else:
+        assert path.stem.startswith("fashion_mnist")  # ours; a new config of a paper's model belongs in the table
+
+
+def test_shardings_resolve_on_one_device_and_on_eight(built):
+    _, config, params = built
+    axis_types = (AxisType.Auto,) * 2
+    one = jax.make_mesh((1, 1), ("data", "fsdp"), axis_types=axis_types, devices=jax.devices()[:1])
+    eight = jax.make_mesh((1, 8), ("data", "fsdp"), axis_types=axis_types)
+    for mesh in (one, eight):
+        for leaf, sharding in zip(jax.tree.leaves(params), jax.tree.leaves(tree_shardings(params, mesh)), strict=True):
+            sharding.shard_shape(leaf.shape)  # raises where a dimension does not divide
+    if count_params(params) > 10_000_000:
+        assert describe_shardings(params, eight)["split"]
+
+
+def test_training_state_resolves_on_the_files_own_mesh(built):
+    _, config, params = built
+    mesh = make_mesh(config.mesh)
+    check_batch_size(config.training.global_batch_size, mesh, "config.training.global_batch_size")
+    optimizer = make_optimizer(config.optimizer, config.training.num_train_steps)
+    state = abstract_state(config, optimizer, mesh)
+    assert count_params(state.params) == count_params(params)
+    assert (state.ema_params is None) == (config.training.ema_decay is None)
+
+
+def test_config_survives_its_dict(built):
+    _, config, _ = built
+    assert config_from_dict(config_to_dict(config)) == config
+
+
+def test_every_size_of_the_paper_has_its_files():
+    assert set(PAPER_PARAMETERS) | {"autoencoder_kl_f8"} <= {path.stem for path in FILES}
+
+
+def test_quick_starts_latents_are_those_of_its_autoencoder():
+    autoencoder, dit = (
+        load_config(str(FILES[0].parent / f"fashion_mnist_{name}.py")) for name in ("autoencoder", "dit")
+    )
+    model = build_model(autoencoder)
+    params, (images, _) = abstract_params(autoencoder), abstract_inputs(autoencoder)
+    moments = jax.eval_shape(lambda p, x: model.apply({"params": p}, x, method="encode"), params, images)
+    height, width, channels = dit.latents.shape
+    assert moments.shape == (1, height, width, 2 * channels)
+    for key in ("name", "image_size", "channels", "num_classes", "horizontal_flip"):
+        assert getattr(autoencoder.data, key) == getattr(dit.data, key)

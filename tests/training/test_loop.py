@@ -1,0 +1,142 @@
+"""The loop: it learns, reports, survives a kill, and reads nothing from the device between logs."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from dit_jax.checkpoint import Checkpoints, find_checkpoint
+from dit_jax.cli.train import autoencoder_task, diffusion_task
+from dit_jax.config import config_to_dict
+from dit_jax.metrics.history import read_metrics
+from dit_jax.parallel.mesh import make_mesh
+from dit_jax.training import loop
+from tests.tiny import autoencoder_config, dit_config, make_image_folder
+
+TASKS = {"autoencoder": autoencoder_task, "diffusion": diffusion_task}
+CONFIGS = {"autoencoder": autoencoder_config, "diffusion": dit_config}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_image_folder(tmp_path_factory.mktemp("images") / "set")
+
+
+def train(config, workdir):
+    workdir.mkdir(exist_ok=True)
+    mesh = make_mesh(config.mesh)
+    return loop.train(config, workdir, TASKS[config.stage](config, mesh, workdir), mesh)
+
+
+def assert_same_bits(one, other):
+    leaves, other_leaves = jax.tree.leaves(one), jax.tree.leaves(other)
+    assert len(leaves) == len(other_leaves)
+    for x, y in zip(leaves, other_leaves, strict=True):
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+@pytest.mark.parametrize("stage", TASKS)
+def test_a_resumed_run_ends_with_the_bits_of_one_that_was_not_interrupted(stage, folder, tmp_path):
+    config = CONFIGS[stage](folder, num_train_steps=6)
+    whole = train(config, tmp_path / "whole")
+    # Interrupted: the optimizer's schedule is constant, so a run to step 4 is the first part of one to step 6.
+    train(
+        dataclasses.replace(config, training=dataclasses.replace(config.training, num_train_steps=4)), tmp_path / "cut"
+    )
+    resumed = train(config, tmp_path / "cut")
+    assert int(resumed.step) == 6
+    assert_same_bits(resumed, whole)
+    assert "resuming from the checkpoint of step 4 of 6" in (tmp_path / "cut" / "log.txt").read_text()
+    losses = [
+        {row["step"]: row["loss"] for row in read_metrics(tmp_path / name) if row["split"] == "train"}
+        for name in ("whole", "cut")
+    ]
+    assert losses[0] == losses[1] and sorted(losses[0]) == [1, 2, 3, 4, 5, 6]
+
+
+def test_training_lowers_the_held_out_loss(folder, tmp_path):
+    config = autoencoder_config(folder, num_train_steps=60, eval_every_steps=20)
+    train(config, tmp_path / "run")
+    losses = [row["reconstruction"] for row in read_metrics(tmp_path / "run") if row["split"] == "eval"]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_a_workdir_has_what_people_look_at(folder, tmp_path):
+    config = autoencoder_config(folder)
+    train(config, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text()) == json.loads(json.dumps(config_to_dict(config)))
+    assert [path.name for path in sorted((tmp_path / "samples").iterdir())] == [
+        "reconstructions_0000002.png",
+        "reconstructions_0000004.png",
+    ]
+    assert list((tmp_path / "metrics").glob("events*"))
+    assert find_checkpoint(tmp_path) == (4, config)
+
+
+def test_old_checkpoints_are_rotated_out(folder, tmp_path):
+    train(autoencoder_config(folder, num_train_steps=8, checkpoint_every_steps=2, max_checkpoints=2), tmp_path)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.all_steps() == [6, 8]
+
+
+def test_an_async_save_is_not_touched_by_the_steps_after_it(folder, tmp_path):
+    """The state is donated to the next step while the save of it still runs."""
+    config = dit_config(folder, num_train_steps=3, checkpoint_every_steps=1, max_checkpoints=3)
+    train(config, tmp_path / "three")
+    for steps in (1, 2):
+        shorter = dataclasses.replace(config.training, num_train_steps=steps)
+        state = train(dataclasses.replace(config, training=shorter), tmp_path / f"only_{steps}")
+        with Checkpoints(tmp_path / "three") as checkpoints:
+            assert_same_bits(checkpoints.restore(steps, loop.state_items(state)), loop.state_items(state))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(folder, tmp_path):
+    config = dit_config(folder, num_train_steps=4)
+    config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, learning_rate=1e30))
+    with pytest.raises(ValueError, match="the loss is .* within the 1 steps before step"):
+        train(config, tmp_path)
+
+
+def test_the_step_reads_nothing_from_the_device_between_logs(folder, tmp_path, monkeypatch):
+    config = autoencoder_config(folder, num_train_steps=12, log_every_steps=12, eval_every_steps=12)
+    fetched = []
+    fetch = loop.MetricsWindow.fetch
+    monkeypatch.setattr(loop.MetricsWindow, "fetch", lambda self, keep: fetched.append(keep) or fetch(self, keep))
+    train(config, tmp_path)
+    assert fetched == [1, 0]  # at the first step, which has nothing before it to fetch, and at the last
+
+
+@pytest.mark.parametrize("stage", TASKS)
+def test_a_killed_run_continues_from_its_last_checkpoint(stage, folder, tmp_path):
+    """SIGKILL, as a machine that fails: the same command goes on and says from where."""
+    config = CONFIGS[stage](folder, num_train_steps=400, checkpoint_every_steps=5, eval_every_steps=400)
+    config_file = tmp_path / "config.py"
+    values = config_to_dict(config)
+    config_file.write_text(
+        f"from ml_collections import ConfigDict\n\ndef get_config():\n    return ConfigDict({values!r})\n"
+    )
+    workdir = tmp_path / "run"
+    command = [sys.executable, "-m", "dit_jax", "train", f"--config={config_file}", f"--workdir={workdir}"]
+    root = pathlib.Path(__file__).parents[2]
+    with (tmp_path / "first.txt").open("w") as output:
+        process = subprocess.Popen(command, cwd=root, stdout=output, stderr=output)
+        deadline = time.monotonic() + 300
+        while not list((workdir / "checkpoints").glob("[0-9]*/_CHECKPOINT_METADATA")):
+            assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "first.txt").read_text()
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    step, _ = find_checkpoint(workdir)
+    stop = f"--config.training.num_train_steps={step + 5}"
+    again = subprocess.run([*command, stop], cwd=root, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert f"resuming from the checkpoint of step {step} of {step + 5}" in again.stderr
+    assert find_checkpoint(workdir)[0] == step + 5

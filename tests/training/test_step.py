@@ -1,0 +1,148 @@
+"""The update: averages, meshes, randomness, compilation."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType
+
+from dit_jax.parallel.mesh import make_mesh, put_batch
+from dit_jax.training.autoencoder_step import make_autoencoder_loss
+from dit_jax.training.diffusion_step import make_diffusion_eval, make_diffusion_loss
+from dit_jax.training.optimizer import make_optimizer, make_schedule
+from dit_jax.training.state import TrainState, create_state
+from dit_jax.training.step import make_eval_step, make_train_step
+from tests.tiny import autoencoder_config, dit_config
+
+LOSSES = {"autoencoder": make_autoencoder_loss, "diffusion": make_diffusion_loss}
+MESHES = {"data 8": (8, 1), "fsdp 8": (1, 8), "data 2 x fsdp 4": (2, 4)}
+
+
+def quadratic_loss(params, batch, key):
+    return {"loss": ((params["w"] - batch["target"]) ** 2).sum(axis=-1)}
+
+
+def random_batches(num_steps: int, batch_size: int = 8) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    return [
+        {
+            "image": rng.uniform(-1, 1, (batch_size, 8, 8, 1)).astype(np.float32),
+            "label": rng.integers(0, 3, batch_size).astype(np.int32),
+        }
+        for _ in range(num_steps)
+    ]
+
+
+def run(config, mesh, num_steps: int) -> tuple[TrainState, list[float]]:
+    optimizer = make_optimizer(config.optimizer, num_steps)
+    state = create_state(config, optimizer, mesh)
+    loss_fn = LOSSES[config.stage](config)
+    step_fn = jax.jit(make_train_step(loss_fn, optimizer, config.training.ema_decay, config.seed), donate_argnums=0)
+    losses = []
+    for batch in random_batches(num_steps):
+        state, metrics = step_fn(state, put_batch(batch, mesh, 8))
+        losses.append(float(metrics["loss"]))
+    assert step_fn._cache_size() == 1
+    return state, losses
+
+
+@pytest.fixture(scope="module", params=["autoencoder", "diffusion"])
+def unsharded(request, tmp_path_factory):
+    """A config, wide enough that its largest kernels pass the size from which parameters are split, and its run."""
+    make = {"autoencoder": autoencoder_config, "diffusion": dit_config}[request.param]
+    config = make(tmp_path_factory.mktemp("unused"))
+    if request.param == "diffusion":
+        config = dataclasses.replace(config, dit=dataclasses.replace(config.dit, width=128))
+    else:
+        autoencoder = dataclasses.replace(config.autoencoder, base_channels=64)
+        config = dataclasses.replace(config, autoencoder=autoencoder)
+    one_device = jax.make_mesh((1, 1), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:1])
+    return config, run(config, one_device, 20)
+
+
+@pytest.mark.parametrize("mesh_name", MESHES)
+def test_losses_and_weights_do_not_depend_on_the_mesh(unsharded, mesh_name):
+    config, (state, losses) = unsharded
+    data, fsdp = MESHES[mesh_name]
+    mesh = make_mesh(dataclasses.replace(config.mesh, data=data, fsdp=fsdp))
+    sharded_state, sharded_losses = run(config, mesh, 20)
+    # The same arithmetic in another order of summation, over 20 steps: measured below 1e-5.
+    np.testing.assert_allclose(sharded_losses, losses, rtol=1e-4)
+    for one, other in zip(jax.tree.leaves(state.params), jax.tree.leaves(sharded_state.params), strict=True):
+        # Adam divides by the gradient's size, so where a gradient is zero but for rounding, lr sets the scale.
+        np.testing.assert_allclose(other, one, atol=20 * config.optimizer.learning_rate)
+
+
+def test_a_large_parameter_its_moments_and_its_average_are_split_over_fsdp(unsharded):
+    config, _ = unsharded
+    mesh = make_mesh(dataclasses.replace(config.mesh, data=1, fsdp=8))
+    state = create_state(config, make_optimizer(config.optimizer, 1), mesh)
+    large = [x for x in jax.tree.leaves(state) if x.size >= 2**15]
+    assert len(large) >= 4 * 4  # four kernels or more, with two moments and an average each
+    for array in large:
+        assert array.addressable_shards[0].data.size == array.size // 8
+
+
+def test_ema_follows_updated_params():
+    optimizer, decay = optax.sgd(0.1), 0.9
+    params = {"w": jnp.zeros(2)}
+    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), params)
+    batch = {"target": jnp.ones((4, 2))}
+    expected = np.zeros(2)
+    step_fn = jax.jit(make_train_step(quadratic_loss, optimizer, decay, seed=0))
+    for _ in range(5):
+        state, _ = step_fn(state, batch)
+        expected = decay * expected + (1 - decay) * np.asarray(state.params["w"])
+    np.testing.assert_allclose(state.ema_params["w"], expected, rtol=1e-6)
+
+
+def test_randomness_differs_between_steps_and_is_a_function_of_seed_and_step():
+    def noise_loss(params, batch, key):
+        return {"loss": jax.random.normal(key, (4,)) + 0.0 * params["w"].sum()}
+
+    optimizer, params = optax.sgd(0.0), {"w": jnp.zeros(2)}
+
+    def losses(seed, start):
+        state = TrainState(jnp.int32(start), params, optimizer.init(params), None)
+        step_fn = jax.jit(make_train_step(noise_loss, optimizer, None, seed))
+        values = []
+        for _ in range(3):
+            state, metrics = step_fn(state, {})
+            values.append(float(metrics["loss"]))
+        return values
+
+    from_zero = losses(seed=1, start=0)
+    assert len(set(from_zero)) == 3
+    assert losses(seed=1, start=1)[:2] == from_zero[1:]
+    assert losses(seed=2, start=0) != from_zero
+
+
+def test_eval_step_leaves_padding_out():
+    eval_step = make_eval_step(lambda params, batch: {"value": batch["value"]})
+    sums = eval_step({}, {"value": jnp.array([1.0, 2.0, jnp.nan]), "mask": jnp.array([1.0, 1.0, 0.0])})
+    assert float(sums["value"]) == 3.0
+    assert float(sums["count"]) == 2.0
+
+
+def test_held_out_loss_does_not_depend_on_the_batch(tmp_path):
+    config = dit_config(tmp_path)
+    mesh = make_mesh(config.mesh)
+    state = create_state(config, make_optimizer(config.optimizer, 1), mesh)
+    batch = random_batches(1)[0] | {"index": np.arange(8, dtype=np.int32)}
+    evaluate = jax.jit(make_diffusion_eval(config))
+    whole = evaluate(state.params, batch)["loss"]
+    halves = [
+        evaluate(state.params, {name: x[part] for name, x in batch.items()})["loss"] for part in (slice(4), slice(4, 8))
+    ]
+    np.testing.assert_allclose(np.concatenate(halves), whole, rtol=1e-5)  # other shapes, other order of sums
+
+
+def test_cosine_schedule_warms_up_and_ends_at_zero(tmp_path):
+    optimizer = dataclasses.replace(dit_config(tmp_path).optimizer, schedule="cosine", warmup_steps=10)
+    schedule = make_schedule(optimizer, 100)
+    assert float(schedule(0)) == 0.0
+    assert float(schedule(10)) == pytest.approx(optimizer.learning_rate)
+    assert float(schedule(100)) == pytest.approx(0.0, abs=1e-12)
