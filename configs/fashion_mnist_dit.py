@@ -15,9 +15,9 @@ def get_config() -> ConfigDict:
         {"name": "fashion_mnist", "image_size": 28, "channels": 1, "num_classes": 10, "horizontal_flip": False}
     )
     config.latents = ConfigDict({"shape": (7, 7, 6)})
-    config.dit = ConfigDict({"depth": 6, "width": 128, "num_heads": 4, "patch_size": 1})
+    config.dit = ConfigDict({"depth": 6, "width": 128, "num_heads": 2, "patch_size": 1})
     config.optimizer = ConfigDict(
-        {"learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 50, "max_grad_norm": 1.0}
+        {"learning_rate": 2e-3, "schedule": "cosine", "warmup_steps": 100, "max_grad_norm": 1.0}
     )
     config.training = ConfigDict(
         {
@@ -31,6 +31,6 @@ def get_config() -> ConfigDict:
         }
     )
     config.sampling = ConfigDict(
-        {"sampler": "ddim", "num_steps": 50, "cfg_scale": 2.0, "cfg_channels": None, "batch_size": 50}
+        {"sampler": "ddim", "num_steps": 50, "cfg_scale": 3.0, "cfg_channels": None, "batch_size": 50}
     )
     return config

@@ -213,8 +213,7 @@ def check_config(config: Config) -> None:
     for section in {section for sections in STAGE_SECTIONS.values() for section in sections}:
         used = section in STAGE_SECTIONS[stage]
         _require(used or getattr(config, section) is None, f"config.{section} is not used by {stage=}; remove it")
-    for section in dataclasses.fields(config):
-        _check_signs(getattr(config, section.name), f"config.{section.name}")
+    _check_signs(config, "config")
     _require(data.channels in (1, 3), f"config.data.channels={data.channels} must be 1 (grey) or 3 (RGB)")
     _require(
         data.train_split != data.eval_split,
@@ -240,6 +239,12 @@ def check_config(config: Config) -> None:
 
 def _check_autoencoder(config: Config) -> None:
     autoencoder, size = config.autoencoder, config.data.image_size
+    num_levels = len(autoencoder.channel_multipliers)
+    _require(num_levels > 0, "config.autoencoder.channel_multipliers=() must name a level, such as (1, 2, 4)")
+    _require(
+        all(level < num_levels for level in autoencoder.attention_levels),
+        f"config.autoencoder.attention_levels={autoencoder.attention_levels} must be below {num_levels}, the levels",
+    )
     factor = 2**config.num_downsamplings
     _require(
         size % factor == 0,
@@ -319,14 +324,17 @@ def _require(condition: bool, message: str) -> None:
 
 
 def _check_signs(section: Any, path: str) -> None:
-    """Counts are positive, or zero where that is their default; no quantity is negative."""
-    if not dataclasses.is_dataclass(section) or isinstance(section, MeshConfig):
-        return
+    """Counts are positive, or zero where that is their default or they number something; no quantity is negative."""
+    if isinstance(section, MeshConfig):
+        return  # -1 has a meaning there
     for f in dataclasses.fields(section):
         value, name = getattr(section, f.name), f"{path}.{f.name}"
+        if dataclasses.is_dataclass(value):
+            _check_signs(value, name)
+        zero_allowed = f.default == 0 or f.name == "attention_levels"
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, int) and not isinstance(number, bool):
-                _require(number > 0 or number == f.default == 0, f"{name}={value} must be positive")
+                _require(number > 0 or (number == 0 and zero_allowed), f"{name}={value} must be positive")
             elif isinstance(number, float):
                 _require(number >= 0, f"{name}={value} must not be negative")
 
@@ -344,6 +352,8 @@ def _override(values: dict[str, Any], key: str, text: str) -> None:
             raise ValueError(f"{path} is a value, not a section; set it as --{path}=VALUE")
         if values.get(section) is None:
             values[section] = {}
+        if not isinstance(values[section], dict):
+            return  # the file gave a value where a section belongs; conversion names it
         values = values[section]
     hints = typing.get_type_hints(schema)
     if name not in hints:

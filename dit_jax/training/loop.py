@@ -17,7 +17,7 @@ from dit_jax.parallel.mesh import check_batch_size, prefetch
 from dit_jax.training.optimizer import make_optimizer
 from dit_jax.training.reporting import Reporter
 from dit_jax.training.state import TrainState, abstract_state, create_state
-from dit_jax.training.step import LossFn, make_eval_step, make_train_step
+from dit_jax.training.step import LossFn, jit_train_step, make_eval_step, make_train_step
 from dit_jax.types import Array, Batch, Params
 
 
@@ -59,7 +59,7 @@ def train(config: Config, workdir: str, task: Task, mesh: jax.sharding.Mesh) -> 
 def _run(config, task, mesh, optimizer, state, start_step, checkpoints, reporter) -> TrainState:
     training = config.training
     last_step, batch_size = training.num_train_steps, training.global_batch_size
-    step_fn = jax.jit(make_train_step(task.loss_fn, optimizer, training.ema_decay, config.seed), donate_argnums=0)
+    step_fn = jit_train_step(make_train_step(task.loss_fn, optimizer, training.ema_decay, config.seed), state)
     eval_step = jax.jit(make_eval_step(task.eval_fn))
     batches = prefetch(task.train_batches(start_step), mesh, batch_size)
     window = MetricsWindow(start_step)

@@ -41,6 +41,16 @@ def make_train_step(
     return train_step
 
 
+def jit_train_step(train_step: Callable, state: TrainState) -> Callable:
+    """Returns the update compiled for states placed as `state` (abstract or not), which it takes over (donation).
+
+    The next state is placed as this one: left to the compiler, its placement is written otherwise, and the second
+    call compiles the step again.
+    """
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+
+
 def make_eval_step(
     loss_fn: Callable[[Params, Batch], dict[str, Array]],
 ) -> Callable[[Params, Batch], dict[str, Array]]:

@@ -119,10 +119,9 @@ def test_image_does_not_depend_on_its_batch(sampler):
 
     keys, labels, shape = image_keys(6), jnp.arange(6), (4, 4, 2)
     together = draw(10, model_fn, STEP_FNS[sampler], keys, labels, shape)
-    for rows in ([3], [5, 0, 3, 1]):
-        rows = np.array(rows)
-        alone = draw(10, model_fn, STEP_FNS[sampler], keys[rows], labels[rows], shape)
-        np.testing.assert_allclose(alone, together[rows], rtol=1e-5, atol=1e-5)
+    rows = np.array([5, 0, 3])
+    apart = draw(10, model_fn, STEP_FNS[sampler], keys[rows], labels[rows], shape)
+    np.testing.assert_allclose(apart, together[rows], rtol=1e-5, atol=1e-5)
     assert len(np.unique(np.asarray(together).reshape(6, -1).round(3), axis=0)) == 6
 
 

@@ -20,9 +20,9 @@ def model(tmp_path_factory):
     params = init_params(config, jax.random.key(0))
     leaves, treedef = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
-    return config, treedef.unflatten(
-        [x + 0.05 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    )
+    params = treedef.unflatten([x + 0.02 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
+    params["y_embedder"]["embedding_table"] *= 30  # else guidance saturates before the label shows
+    return config, params
 
 
 def draw(model, labels, seed=0, **sampling):

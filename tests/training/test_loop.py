@@ -64,6 +64,7 @@ def test_a_resumed_run_ends_with_the_bits_of_one_that_was_not_interrupted(stage,
 
 def test_training_lowers_the_held_out_loss(folder, tmp_path):
     config = autoencoder_config(folder, num_train_steps=60, eval_every_steps=20)
+    config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, learning_rate=1e-2))
     train(config, tmp_path / "run")
     losses = [row["reconstruction"] for row in read_metrics(tmp_path / "run") if row["split"] == "eval"]
     assert losses[-1] < 0.7 * losses[0]
@@ -129,7 +130,7 @@ def test_a_killed_run_continues_from_its_last_checkpoint(stage, folder, tmp_path
     with (tmp_path / "first.txt").open("w") as output:
         process = subprocess.Popen(command, cwd=root, stdout=output, stderr=output)
         deadline = time.monotonic() + 300
-        while not list((workdir / "checkpoints").glob("[0-9]*/_CHECKPOINT_METADATA")):
+        while not list((workdir / "checkpoints").glob("[0-9]*/commit_success.txt")):
             assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "first.txt").read_text()
             time.sleep(0.05)
         os.kill(process.pid, signal.SIGKILL)
