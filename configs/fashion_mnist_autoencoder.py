@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     config.optimizer = ConfigDict({"learning_rate": 4e-3, "schedule": "cosine", "warmup_steps": 20})
     config.training = ConfigDict(
         {
-            "num_train_steps": 2000,
+            "num_train_steps": 3000,
             "global_batch_size": 16,
             "ema_decay": 0.995,
             "log_every_steps": 50,

@@ -194,7 +194,7 @@ def load_config(path_and_arg: str, overrides: Sequence[tuple[str, str]] = ()) ->
 def config_from_dict(values: Mapping[str, Any]) -> Config:
     """Returns the checked config of nested mappings (a ConfigDict's or a JSON file's content)."""
     values = dict(values)
-    for section in STAGE_SECTIONS.get(values.get("stage"), ()):
+    for section in STAGE_SECTIONS.get(str(values.get("stage")), ()):
         if values.get(section) is None and section not in OPTIONAL_SECTIONS:
             values[section] = {}  # all defaults, or an error that names the first key without one
     config = _convert(Config, values, "config")
@@ -226,6 +226,9 @@ def check_config(config: Config) -> None:
     )
     ema_decay = training.ema_decay
     _require(ema_decay is None or ema_decay < 1, f"config.training.{ema_decay=} must be below 1, or None for no EMA")
+    for name in ("b1", "b2"):
+        value = getattr(config.optimizer, name)
+        _require(value < 1, f"config.optimizer.{name}={value} must be below 1")
     axes = dataclasses.asdict(config.mesh)
     _require(
         all(size == -1 or size > 0 for size in axes.values()) and list(axes.values()).count(-1) <= 1,
@@ -263,6 +266,9 @@ def _check_autoencoder(config: Config) -> None:
 def _check_diffusion(config: Config) -> None:
     dit, diffusion, sampling = config.dit, config.diffusion, config.sampling
     height, width, channels = config.input_shape
+    _require(dit.mlp_ratio > 0, f"config.dit.mlp_ratio={dit.mlp_ratio} must be positive")
+    scale = config.latents.scale if config.latents else None
+    _require(scale != 0, f"config.latents.{scale=} must be positive, or None for the cache's")
     _require(
         height % dit.patch_size == 0 and width % dit.patch_size == 0,
         f"config.dit.patch_size={dit.patch_size} must divide the input's {height} x {width}",
@@ -372,7 +378,7 @@ def _parse(hint: Any, text: str) -> Any:
         return text.lower() == "true"
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text  # conversion says what was expected
 
 
