@@ -10,7 +10,7 @@ from dit_jax.types import Array, PRNGKey
 
 
 def conv_init(key: PRNGKey, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
-    """Returns a kernel of U(-b, b), b = 1 / sqrt(fan_in): PyTorch's default, with which LDM's autoencoders were trained.
+    """Returns a kernel of U(-b, b), b = 1 / sqrt(fan_in): PyTorch's default, with which LDM trained.
 
     Drawn flat: XLA takes up to twenty seconds to compile one draw in a small kernel's four dimensions for CPU.
     """
