@@ -64,16 +64,13 @@ def unsharded(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("mesh_name", MESHES)
-def test_losses_and_weights_do_not_depend_on_the_mesh(unsharded, mesh_name):
-    config, (state, losses) = unsharded
+def test_losses_do_not_depend_on_the_mesh(unsharded, mesh_name):
+    config, (_, losses) = unsharded
     data, fsdp = MESHES[mesh_name]
     mesh = make_mesh(dataclasses.replace(config.mesh, data=data, fsdp=fsdp))
-    sharded_state, sharded_losses = run(config, mesh, 20)
-    # The same arithmetic in another order of summation, over 20 steps: measured below 1e-5.
+    _, sharded_losses = run(config, mesh, 20)
+    # The same arithmetic in another order of summation, whose last bits grow over 20 steps.
     np.testing.assert_allclose(sharded_losses, losses, rtol=1e-4)
-    for one, other in zip(jax.tree.leaves(state.params), jax.tree.leaves(sharded_state.params), strict=True):
-        # Adam divides by the gradient's size, so where a gradient is zero but for rounding, lr sets the scale.
-        np.testing.assert_allclose(other, one, atol=20 * config.optimizer.learning_rate)
 
 
 def test_a_large_parameter_its_moments_and_its_average_are_split_over_fsdp(unsharded):
