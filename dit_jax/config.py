@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import difflib
 import importlib.util
+import math
 import pathlib
 import types
 import typing
@@ -17,9 +18,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 
-def field(default: Any = dataclasses.MISSING, *, fixed: bool = True, factory: Any = dataclasses.MISSING):
-    """A config field. `fixed=False` marks what a resumed run may change without becoming another run."""
-    return dataclasses.field(default=default, default_factory=factory, metadata={"fixed": fixed})
+def field(
+    default: Any = dataclasses.MISSING,
+    *,
+    fixed: bool = True,
+    recorded: bool = False,
+    factory: Any = dataclasses.MISSING,
+):
+    """A config field.
+
+    `fixed=False` marks what a resumed run may change without becoming another run; `recorded` what a run fills in
+    where it is None, from the data that it finds.
+    """
+    metadata = {"fixed": fixed, "recorded": recorded}
+    return dataclasses.field(default=default, default_factory=factory, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +45,7 @@ class DataConfig:
     horizontal_flip: bool = True  # random in training (DiT paper, section 4)
     train_split: str = "train"
     eval_split: str = "test"  # held-out images: never trained on
-    version: str | None = None  # of the data: name, version and sizes; None: whatever is there (a run records it)
+    version: str | None = field(None, recorded=True)  # of the data, with its sizes; None: whatever is there
     data_dir: str | None = field(None, fixed=False)  # where TFDS keeps prepared data; None: TFDS's own default
     raw_dir: str | None = field(None, fixed=False)  # raw files (TFDS's manual ones too), if the host does not answer
     num_threads: int = field(4, fixed=False)  # reading threads of each process
@@ -59,18 +71,21 @@ class LatentsConfig:
 
     shape: tuple[int, int, int]  # (H, W, C) of one latent, as the autoencoder makes it
     path: str | None = field(None, fixed=False)  # what `dit-jax encode --output` wrote
-    scale: float | None = None  # latents are multiplied by it; None: the cache's, 1/std over the data set
-    autoencoder: str | None = None  # SHA-256 of the autoencoder that made them; None: whichever made the cache
+    scale: float | None = field(None, recorded=True)  # latents are multiplied by it; None: the cache's, 1/std
+    autoencoder: str | None = field(None, recorded=True)  # SHA-256 of what made them; None: whatever made the cache
 
 
 @dataclasses.dataclass(frozen=True)
 class DiTConfig:
-    """The transformer of DiT (arXiv:2212.09748, section 3) with adaLN-Zero blocks."""
+    """The transformer of DiT (arXiv:2212.09748, section 3)."""
 
     depth: int
     width: int
     num_heads: int
     patch_size: int
+    # How timestep and label reach a block (figure 3), one way or several: the paper's four blocks are one each.
+    conditioning: tuple[Literal["adaln_zero", "adaln", "cross_attention", "in_context"], ...] = ("adaln_zero",)
+    class_conditional: bool = True  # False: labels are not read
     mlp_ratio: float = 4.0
     label_dropout: float = 0.1  # share of labels replaced by the null class in training (section 3.1)
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the matmuls; parameters are float32
@@ -78,11 +93,15 @@ class DiTConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionConfig:
-    """The forward process (arXiv:2212.09748, section 4): linear betas, epsilon prediction, learned variance."""
+    """The forward process; the defaults are the DiT paper's (section 4), with epsilon prediction, learned variance."""
 
     num_timesteps: int = 1000  # T
-    beta_start: float = 1e-4
+    schedule: Literal["linear", "scaled_linear", "cosine"] = "linear"  # scaled_linear: linear in sqrt(beta), as LDM
+    beta_start: float = 1e-4  # beta_start and beta_end: of the two linear schedules
     beta_end: float = 2e-2
+    prediction: Literal["epsilon", "x_0", "v"] = "epsilon"  # what the network predicts; v: arXiv:2202.00512, appendix D
+    variance: Literal["learned_range", "fixed_small", "fixed_large"] = "learned_range"  # fixed: DDPM, section 3.2
+    min_snr_gamma: float | None = None  # weigh by min(SNR, gamma) (arXiv:2303.09556); None: all noise levels alike
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,10 +135,17 @@ class TrainingConfig:
 class SamplingConfig:
     """How images are drawn in training and by default afterwards."""
 
-    sampler: Literal["ddim", "ancestral"] = "ancestral"
+    sampler: Literal["ancestral", "ddim", "dpm_solver", "plms"] = "ancestral"  # dpm_solver: DPM-Solver++ (2M)
     num_steps: int = 250
+    # Which timesteps (`schedules.respaced_timesteps`); None: "trailing" for dpm_solver, which would leap too far to
+    # timestep 0, and "even" for the others.
+    spacing: Literal["even", "ddim", "trailing"] | None = None
+    timesteps: tuple[int, ...] | None = None  # ascending, instead of num_steps and spacing
     cfg_scale: float = 1.5  # classifier-free guidance; 1.0 is none
     cfg_channels: int | None = 3  # guide the first channels only, as the released DiT does; None: all
+    cfg_interval: tuple[float, float] | None = None  # guide at these sigma / alpha only (arXiv:2404.07724); None: all
+    x_0_limit: float | None = None  # clip the predicted x_0 to [-limit, limit]; 1.0 for pixels
+    x_0_percentile: float | None = None  # where this of |x_0| is above the limit, scale it down to it (Imagen)
     eta: float = 0.0  # DDIM's noise (arXiv:2010.02502, eq. 16); 0 is deterministic
     batch_size: int = 64  # images per device call
 
@@ -186,6 +212,14 @@ def load_config(path_and_arg: str, overrides: Sequence[tuple[str, str]] = ()) ->
         values = (module.get_config(arg) if arg else module.get_config()).to_dict()
     except Exception as error:  # the file is the user's code: whatever it raises is the user's to see, in one line
         raise ValueError(f"--config={path_and_arg} failed: {type(error).__name__}: {error}") from error
+    for key, text in overrides:
+        _override(values, key, text)
+    return config_from_dict(values)
+
+
+def override_config(config: Config, overrides: Sequence[tuple[str, str]]) -> Config:
+    """Returns the checked config with (dotted path, value as text) overrides, as `load_config` applies them."""
+    values = config_to_dict(config)
     for key, text in overrides:
         _override(values, key, text)
     return config_from_dict(values)
@@ -277,31 +311,65 @@ def _check_diffusion(config: Config) -> None:
         dit.width % dit.num_heads == 0 and dit.width % 4 == 0,
         f"config.dit.width={dit.width} must be divisible by num_heads={dit.num_heads} and by 4 (position embedding)",
     )
+    modulations = [way for way in dit.conditioning if way.startswith("adaln")]
+    _require(
+        dit.conditioning and len(set(dit.conditioning)) == len(dit.conditioning) and len(modulations) <= 1,
+        f"config.dit.conditioning={dit.conditioning} must name a way, none twice, and one adaln at most",
+    )
     _require(0 <= dit.label_dropout <= 1, f"config.dit.label_dropout={dit.label_dropout} must be in [0, 1]")
     _require(
         0 < diffusion.beta_start < diffusion.beta_end < 1,
         f"config.diffusion: 0 < beta_start={diffusion.beta_start} < beta_end={diffusion.beta_end} < 1 must hold",
     )
-    check_sampling(sampling, diffusion.num_timesteps, channels, dit.label_dropout)
+    gamma = diffusion.min_snr_gamma
+    _require(gamma is None or gamma > 0, f"config.diffusion.min_snr_gamma={gamma} must be positive, or None")
+    check_sampling(sampling, diffusion.num_timesteps, channels, dit)
 
 
-def check_sampling(sampling: SamplingConfig, num_timesteps: int, channels: int, label_dropout: float) -> None:
+def check_sampling(sampling: SamplingConfig, num_timesteps: int, channels: int, dit: DiTConfig) -> None:
     """Raises ValueError where a sampler's settings contradict the trained model."""
+    num_steps, timesteps = sampling.num_steps, sampling.timesteps
     _require(
-        0 < sampling.num_steps <= num_timesteps,
-        f"sampling num_steps={sampling.num_steps} must be from 1 to the {num_timesteps} timesteps of training",
+        0 < num_steps <= num_timesteps,
+        f"sampling num_steps={num_steps} must be from 1 to the {num_timesteps} timesteps of training",
+    )
+    stride = math.ceil(num_timesteps / num_steps)
+    _require(
+        sampling.spacing != "ddim" or (num_steps > 1 and math.ceil(num_timesteps / stride) == num_steps),
+        f"sampling num_steps={num_steps} with spacing=ddim must be the number of multiples of a whole stride in "
+        f"{num_timesteps} timesteps; a stride of {stride} gives {math.ceil(num_timesteps / stride)}",
+    )
+    _require(
+        timesteps is None
+        or (
+            timesteps
+            and list(timesteps) == sorted(set(timesteps))
+            and 0 <= timesteps[0] <= timesteps[-1] < num_timesteps
+        ),
+        f"sampling {timesteps=} must ascend within 0 to {num_timesteps - 1}",
     )
     _require(sampling.batch_size > 0, f"sampling batch_size={sampling.batch_size} must be positive")
     _require(0 <= sampling.eta <= 1, f"sampling eta={sampling.eta} must be from 0 (deterministic) to 1 (ancestral)")
     _require(
-        sampling.cfg_scale >= 0 and (sampling.cfg_scale == 1 or label_dropout > 0),
-        f"sampling cfg_scale={sampling.cfg_scale} must be >= 0, and 1 for a model with {label_dropout=}: "
-        "guidance needs a model that was trained without labels too",
+        sampling.cfg_scale >= 0 and (sampling.cfg_scale == 1 or (dit.class_conditional and dit.label_dropout > 0)),
+        f"sampling cfg_scale={sampling.cfg_scale} must be >= 0, and 1 for a model with "
+        f"label_dropout={dit.label_dropout}, class_conditional={dit.class_conditional}: "
+        "guidance needs a model that was trained with labels and without",
     )
-    cfg_channels = sampling.cfg_channels
+    cfg_channels, cfg_interval = sampling.cfg_channels, sampling.cfg_interval
     _require(
         cfg_channels is None or 0 < cfg_channels <= channels,
         f"sampling {cfg_channels=} must be from 1 to the input's {channels} channels, or None for all",
+    )
+    _require(
+        cfg_interval is None or 0 <= cfg_interval[0] < cfg_interval[1],
+        f"sampling {cfg_interval=} must ascend, from 0 (no noise), or be None for all noise levels",
+    )
+    limit, percentile = sampling.x_0_limit, sampling.x_0_percentile
+    _require(limit is None or limit > 0, f"sampling x_0_limit={limit} must be positive, or None for no limit")
+    _require(
+        percentile is None or (limit is not None and 0 < percentile <= 100),
+        f"sampling x_0_percentile={percentile} must be from 0 to 100, with x_0_limit set, or None to clip",
     )
 
 
@@ -318,8 +386,10 @@ def fixed_differences(old: Config, new: Config) -> list[str]:
 def _differences(old: Any, new: Any, path: str):
     if dataclasses.is_dataclass(old) and dataclasses.is_dataclass(new):
         for f in dataclasses.fields(old):
-            if f.metadata.get("fixed", True):
-                yield from _differences(getattr(old, f.name), getattr(new, f.name), f"{path}.{f.name}")
+            old_value = getattr(old, f.name)
+            not_yet_recorded = f.metadata.get("recorded", False) and old_value is None
+            if f.metadata.get("fixed", True) and not not_yet_recorded:
+                yield from _differences(old_value, getattr(new, f.name), f"{path}.{f.name}")
     elif old != new:
         yield f"{path}: {old!r} -> {new!r}"
 
@@ -337,7 +407,7 @@ def _check_signs(section: Any, path: str) -> None:
         value, name = getattr(section, f.name), f"{path}.{f.name}"
         if dataclasses.is_dataclass(value):
             _check_signs(value, name)
-        zero_allowed = f.default == 0 or f.name == "attention_levels"
+        zero_allowed = f.default == 0 or f.name in ("attention_levels", "timesteps")
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, int) and not isinstance(number, bool):
                 _require(number > 0 or (number == 0 and zero_allowed), f"{name}={value} must be positive")

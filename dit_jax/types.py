@@ -17,5 +17,6 @@ Array = jax.Array
 PRNGKey = jax.Array
 Params = Any  # nested dict of Arrays
 Batch = dict[str, Array]
-# (x_t [B, H, W, C], t [B] int32, labels [B] int32) -> [B, H, W, 2C]: epsilon and the variance's interpolation
+# (x_t [B, H, W, C], t [B] int32, labels [B] int32) -> [B, H, W, 2C]: the mean's prediction (epsilon, x_0 or v) and
+# the variance's interpolation; [B, H, W, C] where the variance is fixed
 ModelFn = Callable[[Array, Array, Array], Array]

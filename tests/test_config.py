@@ -359,7 +359,7 @@ MAY_CHANGE = [
 MAKES_ANOTHER_RUN = [
     ("seed", 1, "config.seed: 0 -> 1"),
     ("data__image_size", 64, "config.data.image_size: 32 -> 64"),
-    ("data__version", "2", "config.data.version: None -> '2'"),
+    ("data__version", "2", "config.data.version: '1' -> '2'"),
     ("dit__depth", 3, "config.dit.depth: 2 -> 3"),
     ("dit__dtype", "bfloat16", "config.dit.dtype: 'float32' -> 'bfloat16'"),
     ("diffusion__beta_end", 0.03, "config.diffusion.beta_end: 0.02 -> 0.03"),
@@ -367,7 +367,7 @@ MAKES_ANOTHER_RUN = [
     ("training__global_batch_size", 8, "config.training.global_batch_size: 256 -> 8"),
     ("training__ema_decay", None, "config.training.ema_decay: 0.9999 -> None"),
     ("latents__shape", (8, 8, 4), "config.latents.shape: (4, 4, 4) -> (8, 8, 4)"),
-    ("latents__scale", 0.5, "config.latents.scale: None -> 0.5"),
+    ("latents__scale", 0.5, "config.latents.scale: 0.25 -> 0.5"),
 ]
 
 
@@ -380,8 +380,15 @@ def test_resumed_run_may_change_how_it_is_run(key, value):
 
 @pytest.mark.parametrize(("key", "value", "message"), MAKES_ANOTHER_RUN)
 def test_change_that_makes_another_run_is_named(key, value, message):
-    base = edited(DIFFUSION, latents__shape=(4, 4, 4))
+    base = edited(DIFFUSION, latents__shape=(4, 4, 4), latents__scale=0.25, data__version="1")
     assert fixed_differences(config_from_dict(base), config_from_dict(edited(base, **{key: value}))) == [message]
+
+
+def test_what_a_run_has_not_recorded_yet_may_be_filled_in():
+    old = edited(DIFFUSION, latents__shape=(4, 4, 4))
+    new = edited(old, latents__scale=0.5, latents__autoencoder="sha", data__version="1")
+    assert fixed_differences(config_from_dict(old), config_from_dict(new)) == []
+    assert len(fixed_differences(config_from_dict(new), config_from_dict(old))) == 3
 
 
 def test_every_difference_is_named_once():

@@ -1,7 +1,11 @@
-"""Draws images from a trained diffusion model: `samples.npz` and `grid.png`."""
+"""Draws images from a trained diffusion model: `samples.npz` and `grid.png`, `denoising.png` on request."""
 
 import argparse
+import dataclasses
 import pathlib
+import re
+
+from dit_jax.config import override_config
 
 HELP = "draws images from a trained diffusion model"
 
@@ -12,22 +16,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="DIR", help="where the images go (default: WORKDIR/samples/drawn)")
     parser.add_argument("--num_samples", type=int, default=100, help="default: %(default)s")
     parser.add_argument("--labels", metavar="L[,L...]", help="classes, taken in turn (default: all of them)")
-    parser.add_argument("--sampler", choices=("ddim", "ancestral"), help="default: the run's config.sampling")
-    parser.add_argument("--steps", type=int, help="denoising steps (default: the run's config.sampling)")
-    parser.add_argument("--cfg_scale", type=float, help="guidance, 1 is none (default: the run's config.sampling)")
-    parser.add_argument("--eta", type=float, help="DDIM's noise, 0 is deterministic (default: the run's)")
+    parser.add_argument("--sampler", help="ancestral, ddim, dpm_solver or plms (default: the run's config.sampling)")
+    parser.add_argument("--steps", help="a count, ddimN, or timesteps with commas between (default: the run's)")
+    parser.add_argument("--cfg_scale", help="guidance, 1 is none (default: the run's config.sampling)")
+    parser.add_argument("--eta", help="DDIM's noise, 0 is deterministic (default: the run's)")
     parser.add_argument("--seed", type=int, default=0, help="image i depends on (seed, i) and its label alone")
+    parser.add_argument(
+        "--num_frames", type=int, default=0, help="also draw denoising.png: x_0 as predicted at so many steps"
+    )
+    parser.set_defaults(overridable="sampling.")
+    parser.epilog = "Any other key of the run's config.sampling is set with --config.sampling.KEY=VALUE."
 
 
 def run(args: argparse.Namespace) -> None:
-    """Draws, then writes both files at once."""
+    """Draws, then writes the files at once."""
     if args.num_samples < 1:
         raise ValueError(f"--num_samples={args.num_samples} must be positive")
+    if args.num_frames < 0:
+        raise ValueError(f"--num_frames={args.num_frames} must not be negative")
     from dit_jax.checkpoint import find_checkpoint
 
     _, config = find_checkpoint(args.workdir)
     if config.stage != "diffusion":
         raise ValueError(f"--workdir={args.workdir} is a run of stage {config.stage!r}; give a diffusion run's")
+    flags = {"sampler": args.sampler, "cfg_scale": args.cfg_scale, "eta": args.eta}
+    flags = [(f"sampling.{name}", value) for name, value in flags.items() if value is not None]
+    config = override_config(config, [*flags, *args.overrides])
     classes = parse_labels(args.labels, config.data.num_classes)
     output = pathlib.Path(args.output or pathlib.Path(args.workdir) / "samples" / "drawn")
     output.mkdir(parents=True, exist_ok=True)
@@ -36,21 +50,28 @@ def run(args: argparse.Namespace) -> None:
     from PIL import Image
 
     from dit_jax.evaluation.loaded import load
-    from dit_jax.evaluation.pictures import sample_grid
+    from dit_jax.evaluation.pictures import MAX_STRIPS, denoising_strips, sample_grid
 
     labels = np.resize(np.array(classes, np.int32), args.num_samples)
-    images = load(args.workdir).sample(
-        labels,
-        num_steps=args.steps,
-        cfg_scale=args.cfg_scale,
-        seed=args.seed,
-        sampler=args.sampler,
-        eta=args.eta,
-        progress=True,
-    )
+    model = dataclasses.replace(load(args.workdir), config=config)
+    settings = {"num_steps": parse_steps(args.steps), "seed": args.seed}
+    images = model.sample(labels, progress=True, **settings)
     np.savez_compressed(output / "samples.npz", arr_0=images, labels=labels)
     Image.fromarray(sample_grid(images[:100], len(classes))).save(output / "grid.png")
     print(f"{len(images)} images: {output / 'samples.npz'}, {output / 'grid.png'}")
+    if args.num_frames:
+        frames = model.sample(labels[:MAX_STRIPS], num_frames=args.num_frames, **settings)
+        Image.fromarray(denoising_strips(frames)).save(output / "denoising.png")
+        print(f"denoising: {output / 'denoising.png'}")
+
+
+def parse_steps(text: str | None) -> str | list[int] | None:
+    """Returns --steps as `LoadedModel.sample` takes it."""
+    if text is None or re.fullmatch(r"(ddim)?\d+", text):
+        return text
+    if re.fullmatch(r"\d+(,\d+)+", text):
+        return sorted(int(part) for part in text.split(","))
+    raise ValueError(f"--steps={text} must be a count, ddimN, or timesteps with commas between, such as 0,500,999")
 
 
 def parse_labels(text: str | None, num_classes: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""The hybrid training loss: mean squared error of epsilon, plus the variational bound that trains the variance.
+"""The hybrid training loss: the mean's squared error, plus the variational bound that trains the variance.
 
 Improved DDPM (arXiv:2102.09672), section 3.1; the bound's terms are those of DDPM (arXiv:2006.11239), eq. 5.
 """
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dit_jax.diffusion.parameterization import learned_log_variance, split_output, x_0_from_epsilon
+from dit_jax.diffusion.parameterization import predict, split_output, target
 from dit_jax.diffusion.process import Process, add_noise, at, posterior_mean
 from dit_jax.types import Array, ModelFn
 
@@ -43,30 +43,51 @@ def discretized_log_likelihood(x: Array, mean: Array, log_variance: Array) -> Ar
 
 def variational_bound(process: Process, output: Array, x_0: Array, x_t: Array, step: Array) -> Array:
     """Returns the bound's term of each image's step, [B], in bits per dimension."""
-    epsilon, v = split_output(output)
+    prediction = predict(process, output, x_t, step)
     true_mean = posterior_mean(process, x_0, x_t, step)
     true_log_variance = at(process.posterior_log_variance_clipped, step)
-    mean = posterior_mean(process, x_0_from_epsilon(process, x_t, step, epsilon), x_t, step)
-    log_variance = learned_log_variance(process, v, step)
-    kl = mean_per_example(gaussian_kl(true_mean, true_log_variance, mean, log_variance))
-    nll = -mean_per_example(discretized_log_likelihood(x_0, mean, log_variance))
+    mean = posterior_mean(process, prediction.x_0, x_t, step)
+    kl = mean_per_example(gaussian_kl(true_mean, true_log_variance, mean, prediction.log_variance))
+    nll = -mean_per_example(discretized_log_likelihood(x_0, mean, prediction.log_variance))
     return jnp.where(step == 0, nll, kl) / jnp.log(2.0)
 
 
+def min_snr_weight(process: Process, gamma: float) -> np.ndarray:
+    """Returns the weight [N] float64 of each step's squared error: min(SNR, gamma) on x_0's (arXiv:2303.09556).
+
+    The error of x_0 is that of epsilon divided by the SNR, and that of v divided by SNR + 1.
+    """
+    snr = process.snr
+    return np.minimum(snr, gamma) / {"x_0": 1.0, "epsilon": snr, "v": snr + 1.0}[process.prediction]
+
+
 def hybrid_loss(
-    process: Process, model_fn: ModelFn, x_0: Array, step: Array, noise: Array, labels: Array
+    process: Process,
+    model_fn: ModelFn,
+    x_0: Array,
+    step: Array,
+    noise: Array,
+    labels: Array,
+    min_snr_gamma: float | None = None,
 ) -> dict[str, Array]:
-    """Returns the loss and its terms, [B] float32 each: `loss` = `mse` + `vlb`.
+    """Returns the loss and its terms, [B] float32 each: `loss` = weight * `mse` + `vlb`.
 
     Args:
       process: the training process; x_0: [B, H, W, C]; step: [B] int32; noise: like x_0; labels: [B] int32.
       model_fn: called once, with (x_t, timestep, labels).
+      min_snr_gamma: of the weight (`min_snr_weight`); None: 1.
+
+    With a fixed variance there is nothing for the bound to train, and `vlb` is left out.
     """
     x_t = add_noise(process, x_0, step, noise)
     output = model_fn(x_t, jnp.asarray(process.timesteps)[step], labels)
-    epsilon, v = split_output(output)
-    mse = mean_per_example((epsilon - noise) ** 2)
+    learned = process.variance == "learned_range"
+    mean, v = split_output(output) if learned else (output, None)
+    mse = mean_per_example((mean - target(process, x_0, step, noise)) ** 2)
+    weight = 1.0 if min_snr_gamma is None else jnp.asarray(min_snr_weight(process, min_snr_gamma), jnp.float32)[step]
+    if not learned:
+        return {"loss": weight * mse, "mse": mse}
     # The bound trains the variance only: its mean is detached (section 3.1), or its noise would swamp the MSE.
-    detached = jnp.concatenate([jax.lax.stop_gradient(epsilon), v], axis=-1)
+    detached = jnp.concatenate([jax.lax.stop_gradient(mean), v], axis=-1)
     vlb = variational_bound(process, detached, x_0, x_t, step)
-    return {"loss": mse + vlb, "mse": mse, "vlb": vlb}
+    return {"loss": weight * mse + vlb, "mse": mse, "vlb": vlb}

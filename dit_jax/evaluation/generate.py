@@ -5,7 +5,8 @@ shape, the last one padded.
 """
 
 import dataclasses
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,10 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from dit_jax.config import Config, SamplingConfig, check_sampling
-from dit_jax.diffusion.guidance import guided
+from dit_jax.diffusion.guidance import guidance_scales, guided
+from dit_jax.diffusion.parameterization import Prediction, predict
 from dit_jax.diffusion.process import make_process, respace
-from dit_jax.diffusion.samplers import make_sampler_step
+from dit_jax.diffusion.samplers import make_sampler
 from dit_jax.diffusion.samplers.scan import sample
 from dit_jax.metrics.picture import to_uint8
 from dit_jax.models.autoencoder import Codec
@@ -26,32 +28,45 @@ from dit_jax.types import Array, Params
 
 
 def make_generator(
-    config: Config, sampling: SamplingConfig, codec: Codec | None, mesh: Mesh
+    config: Config, sampling: SamplingConfig, codec: Codec | None, mesh: Mesh, num_frames: int = 0
 ) -> Callable[..., np.ndarray]:
     """Returns `generate(params, labels, seed, progress=False) -> uint8 [N, H, W, 3]`, compiled at its first call.
 
     Args:
       config: of the denoiser; codec: decodes its latents, None for a model of pixels.
       sampling: how to draw; its batch size is rounded up to what the mesh divides.
+      num_frames: where positive, `generate` returns this many predictions of x_0, spread evenly over the walk and the
+        last of them what it ends in, uint8 [N, num_frames, H, W, 3].
     """
-    check_sampling(sampling, config.diffusion.num_timesteps, config.input_shape[-1], config.dit.label_dropout)
+    check_sampling(sampling, config.diffusion.num_timesteps, config.input_shape[-1], config.dit)
     model, null_label = build_dit(config), config.data.num_classes
-    process = respace(make_process(config.diffusion), sampling.num_steps)
-    step_fn = make_sampler_step(sampling)
+    training_process = make_process(config.diffusion)
+    spacing = sampling.spacing or ("trailing" if sampling.sampler == "dpm_solver" else "even")
+    process = respace(training_process, sampling.timesteps or sampling.num_steps, spacing)
+    scales = guidance_scales(training_process, sampling.cfg_scale, sampling.cfg_interval)
+    sampler = make_sampler(sampling)
     shards = batch_shards(mesh)
     batch_size = -(-sampling.batch_size // shards) * shards
 
     def draw(params: Params, codec: Codec | None, seed: Array, indices: Array, labels: Array) -> Array:
+        def decode(x_0: Array) -> Array:
+            images = to_uint8(x_0 if codec is None else codec.decode(x_0))
+            return jnp.broadcast_to(images, (*images.shape[:3], 3))
+
+        def predict_fn(x_t: Array, step: Array) -> Prediction:
+            t = jnp.asarray(process.timesteps)[step]
+            output = model_fn(x_t, t, labels)
+            return predict(process, output, x_t, step, sampling.x_0_limit, sampling.x_0_percentile)
+
         model_fn = guided(
-            lambda *inputs: model.apply({"params": params}, *inputs),
-            null_label,
-            sampling.cfg_scale,
-            sampling.cfg_channels,
+            lambda *inputs: model.apply({"params": params}, *inputs), null_label, scales, sampling.cfg_channels
         )
         keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(indices)
-        x_0 = sample(process, model_fn, step_fn, keys, labels, config.input_shape)
-        images = to_uint8(x_0 if codec is None else codec.decode(x_0))
-        return jnp.broadcast_to(images, (*images.shape[:3], 3))
+        x_0, kept = sample(process, predict_fn, sampler, keys, config.input_shape, keep_x_0=num_frames > 0)
+        if not num_frames:
+            return decode(x_0)
+        frames = np.linspace(0, len(kept) - 1, num_frames).round().astype(int)
+        return jnp.stack([*(decode(kept[frame]) for frame in frames[:-1]), decode(x_0)], axis=1)
 
     draw = jax.jit(draw)
 
@@ -75,6 +90,24 @@ def balanced_labels(num_images: int, num_classes: int) -> np.ndarray:
     return np.arange(num_images, dtype=np.int32) % num_classes
 
 
-def override_sampling(sampling: SamplingConfig, **overrides) -> SamplingConfig:
-    """Returns the settings with every override that is not None."""
-    return dataclasses.replace(sampling, **{name: value for name, value in overrides.items() if value is not None})
+def override_sampling(
+    sampling: SamplingConfig, num_steps: int | str | Sequence[int] | None = None, **overrides
+) -> SamplingConfig:
+    """Returns the settings with every override that is not None.
+
+    num_steps: a count, "ddimN" (N multiples of a whole stride) or the timesteps themselves, ascending.
+    """
+    overrides = {name: value for name, value in overrides.items() if value is not None}
+    if isinstance(num_steps, str) and re.fullmatch(r"(ddim)?\d+", num_steps):
+        spacing = {"spacing": "ddim"} if num_steps.startswith("ddim") else {}
+        overrides |= {"num_steps": int(num_steps.removeprefix("ddim")), "timesteps": None} | spacing
+    elif isinstance(num_steps, int | np.integer):
+        overrides |= {"num_steps": int(num_steps), "timesteps": None}
+    elif isinstance(num_steps, str):
+        raise ValueError(f"{num_steps=} must be a count, ddimN, or timesteps in ascending order")
+    elif num_steps is not None:
+        overrides |= {"timesteps": tuple(int(t) for t in num_steps)}
+    unknown = set(overrides) - {field.name for field in dataclasses.fields(SamplingConfig)}
+    if unknown:
+        raise ValueError(f"{', '.join(sorted(unknown))}: no such sampling setting; see SamplingConfig")
+    return dataclasses.replace(sampling, **overrides)

@@ -31,34 +31,40 @@ class LoadedModel:
     config: Config
     params: Params
     step: int
-    codec: Codec | None  # None: a diffusion model of pixels
+    codec: Codec | None  # None: a model of pixels, or converted weights without an autoencoder
     mesh: Mesh
     _generators: dict = dataclasses.field(default_factory=dict, repr=False)  # compiled, by their settings
 
     def sample(
         self,
         labels: Sequence[int],
-        num_steps: int | None = None,
+        num_steps: int | str | Sequence[int] | None = None,
         cfg_scale: float | None = None,
         seed: int = 0,
         *,
-        sampler: str | None = None,
-        eta: float | None = None,
         progress: bool = False,
+        num_frames: int = 0,
+        **sampling,
     ) -> np.ndarray:
         """Returns images uint8 [N, H, W, 3], one a label; what is None is the config's `sampling` value.
 
         Image i depends on (seed, i) and its label alone. Grey images repeat their channel. The label
         `config.data.num_classes` asks for no class.
+
+        Args:
+          labels: [N]; num_steps: a count, "ddimN" or the timesteps themselves, ascending.
+          cfg_scale: of classifier-free guidance; seed: of the noise; progress: show a bar.
+          num_frames: where positive, the images are [N, num_frames, H, W, 3]: predictions of x_0 on the way.
+          sampling: further fields of `SamplingConfig`, such as `sampler` or `eta`.
         """
         self._check_stage("diffusion", "sample")
-        settings = override_sampling(
-            self.config.sampling, num_steps=num_steps, cfg_scale=cfg_scale, sampler=sampler, eta=eta
-        )
-        return self._generator(settings)(self.params, np.asarray(labels), seed, progress)
+        if self.config.latents is not None:
+            self._require_codec()
+        settings = override_sampling(self.config.sampling, num_steps, cfg_scale=cfg_scale, **sampling)
+        return self._generator(settings, num_frames)(self.params, np.asarray(labels), seed, progress)
 
     def denoise(self, x_t: Array, t: Array, labels: Array) -> Array:
-        """Returns the network's output [B, H, W, 2C] float32: epsilon, then the variance's interpolation.
+        """Returns the network's output [B, H, W, 2C] float32: what it predicts, then the variance's interpolation.
 
         x_t: [B, H, W, C] noised latents (or pixels); t: [B] in [0, num_timesteps); labels: [B] in [0, num_classes].
         """
@@ -79,13 +85,17 @@ class LoadedModel:
 
     def _require_codec(self) -> Codec:
         if self.codec is None:
-            raise ValueError("this model was trained on pixels: it has no autoencoder to encode or decode with")
+            raise ValueError(
+                "this model has no autoencoder to encode or decode with: it was trained on pixels, or converted "
+                "without `--autoencoder`"
+            )
         return self.codec
 
-    def _generator(self, sampling: SamplingConfig):
-        if sampling not in self._generators:
-            self._generators[sampling] = make_generator(self.config, sampling, self.codec, self.mesh)
-        return self._generators[sampling]
+    def _generator(self, sampling: SamplingConfig, num_frames: int):
+        key = sampling, num_frames
+        if key not in self._generators:
+            self._generators[key] = make_generator(self.config, sampling, self.codec, self.mesh, num_frames)
+        return self._generators[key]
 
     @cached_property
     def _denoise(self):
@@ -104,7 +114,7 @@ def load(workdir: str | os.PathLike, step: int | None = None) -> LoadedModel:
     config, params, step = _load_params(workdir, step, mesh)
     if config.stage == "autoencoder":
         codec = Codec(params, build_autoencoder(config.autoencoder, config.data.channels), 1.0)
-    elif config.latents is None:
+    elif config.latents is None or not (workdir / AUTOENCODER_DIR).is_dir():
         codec = None
     else:
         codec = load_codec(workdir / AUTOENCODER_DIR, config.latents.scale, mesh)

@@ -12,6 +12,7 @@ from dit_jax.models.build import build_model
 from dit_jax.types import Array, Params
 
 COLUMNS = 10  # of a grid, where the classes do not set them
+MAX_STRIPS = 10  # of a picture of denoising
 MAX_CLASS_COLUMNS = 20  # more classes than this do not fit a column each
 
 
@@ -38,3 +39,8 @@ def sample_grid(images: np.ndarray, num_classes: int) -> np.ndarray:
     """Returns a grid uint8 [H, W, 3] of images with balanced labels: a column a class, where the classes are few."""
     columns = num_classes if 1 < num_classes <= MAX_CLASS_COLUMNS else COLUMNS
     return make_grid(images, columns=min(columns, len(images)))
+
+
+def denoising_strips(frames: np.ndarray) -> np.ndarray:
+    """Returns a grid uint8 [H, W, 3] of frames [N, F, H, W, 3]: a row an image, from noise to the end."""
+    return make_grid(frames.reshape(-1, *frames.shape[2:]), columns=frames.shape[1])

@@ -22,12 +22,15 @@ def build_autoencoder(autoencoder: AutoencoderConfig, image_channels: int) -> Au
 def build_dit(config: Config) -> DiT:
     """Returns the denoiser of a config."""
     dit = config.dit
+    outputs = 2 if config.diffusion.variance == "learned_range" else 1  # of each channel: the mean, and the variance
     return DiT(
         depth=dit.depth,
         width=dit.width,
         num_heads=dit.num_heads,
         patch_size=dit.patch_size,
-        num_classes=config.data.num_classes,
+        num_classes=config.data.num_classes if dit.class_conditional else None,
+        out_channels=outputs * config.input_shape[-1],
+        conditioning=dit.conditioning,
         mlp_ratio=dit.mlp_ratio,
         dtype=jnp.dtype(dit.dtype),
     )

@@ -1,73 +1,129 @@
-"""The diffusion transformer with adaLN-Zero blocks (DiT, arXiv:2212.09748, figure 3 and section 3.2).
+"""The diffusion transformer (DiT, arXiv:2212.09748, figure 3 and section 3.2), with each of its ways of conditioning.
 
-    x [B, H, W, C] --patchify--> tokens [B, T, D] --depth blocks--> tokens --final layer--> [B, H, W, 2C]
-
-The first C output channels predict epsilon, the others interpolate the log-variance (section 3.1).
+Patches of x [B, H, W, C] become tokens [B, T, D], pass through `depth` blocks, and become [B, H, W, out_channels].
 """
 
 import flax.linen as nn
+import flax.struct
 import jax.numpy as jnp
 
-from dit_jax.nn.attention import SelfAttention
+from dit_jax.nn.attention import CrossAttention, SelfAttention
 from dit_jax.nn.embeddings import LabelEmbedder, TimestepEmbedder, patchify, sincos_2d, unpatchify
 from dit_jax.nn.linear import Linear
 from dit_jax.nn.mlp import Mlp
-from dit_jax.nn.modulation import Modulation, modulated_norm
+from dit_jax.nn.modulation import AffineNorm, Modulation, modulated_norm
 from dit_jax.types import Array
 
 
+@flax.struct.dataclass
+class Condition:
+    """What a block is conditioned on, whatever it was made from; a block reads the parts that it was built for."""
+
+    vector: Array  # [B, D], pooled: read by adaLN
+    tokens: Array  # [B, S, D]: read by cross-attention, or carried in context
+    mask: Array | None = None  # [B, S] bool, the tokens that are there; None: all
+
+
 class DiTBlock(nn.Module):
-    """Attention and MLP, each modulated and gated by c; the gates start at zero, so the block starts as identity."""
+    """Self-attention, cross-attention if asked for, and MLP, each on a norm of x and added to x.
+
+    `modulation` says what conditions the norms: "none" (a learned scale and shift), "adaln" (scale and shift from
+    c.vector) or "adaln_zero" (a gate before the sum as well; gates start at zero, so the block starts as identity).
+    """
 
     num_heads: int
     mlp_ratio: float
+    modulation: str
+    cross_attention: bool
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Array, c: Array) -> Array:
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = Modulation(6, name="adaLN_modulation")(c)
+    def __call__(self, x: Array, c: Condition, mask: Array | None = None) -> Array:
+        """x: [B, T, D]; mask: [B, T] bool, the tokens of x that may be attended to, None for all."""
         attention = SelfAttention(self.num_heads, self.dtype, name="attn")
         mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), self.dtype, name="mlp")
-        x = x + gate_a * attention(modulated_norm(x, shift_a, scale_a))
-        return x + gate_m * mlp(modulated_norm(x, shift_m, scale_m))
+        gate_a = gate_m = 1.0
+        if self.modulation == "none":
+            norm_a, norm_m = AffineNorm(name="norm1"), AffineNorm(name="norm2")
+        else:
+            num_outputs = {"adaln": 4, "adaln_zero": 6}[self.modulation]
+            outputs = Modulation(num_outputs, name="adaLN_modulation")(c.vector)
+            if self.modulation == "adaln_zero":
+                gate_a, gate_m = outputs.pop(2), outputs.pop(-1)
+            shift_a, scale_a, shift_m, scale_m = outputs
+            norm_a = lambda x: modulated_norm(x, shift_a, scale_a)  # noqa: E731
+            norm_m = lambda x: modulated_norm(x, shift_m, scale_m)  # noqa: E731
+        x = x + gate_a * attention(norm_a(x), mask)
+        if self.cross_attention:
+            cross = CrossAttention(self.num_heads, self.dtype, name="cross_attn")
+            x = x + cross(AffineNorm(name="norm_cross")(x), c.tokens, c.mask)
+        return x + gate_m * mlp(norm_m(x))
 
 
 class FinalLayer(nn.Module):
-    """Modulated norm, then a zero-initialised Linear to the pixels of a patch."""
+    """A norm, modulated where the blocks' are, then a zero-initialised Linear to the pixels of a patch."""
 
     features: int
+    modulation: str
 
     @nn.compact
-    def __call__(self, x: Array, c: Array) -> Array:
-        shift, scale = Modulation(2, name="adaLN_modulation")(c)
-        linear = Linear(self.features, kernel_init=nn.initializers.zeros, name="linear")
-        return linear(modulated_norm(x, shift, scale))
+    def __call__(self, x: Array, c: Condition) -> Array:
+        if self.modulation == "none":
+            x = AffineNorm(name="norm_final")(x)
+        else:
+            shift, scale = Modulation(2, name="adaLN_modulation")(c.vector)
+            x = modulated_norm(x, shift, scale)
+        return Linear(self.features, kernel_init=nn.initializers.zeros, name="linear")(x)
 
 
 class DiT(nn.Module):
-    """The noise-prediction network of class-conditional diffusion.
+    """The denoiser: predicts epsilon (or x_0, or v) and, with 2C output channels, the variance's interpolation.
 
     Call with x_t [B, H, W, C] float32, t [B] int32 in [0, num_timesteps), labels [B] int32 in [0, num_classes]
-    (num_classes is the null class); returns [B, H, W, 2C] float32.
+    (num_classes is the null class; ignored where num_classes is None); returns [B, H, W, out_channels] float32.
     """
 
     depth: int
     width: int
     num_heads: int
     patch_size: int
-    num_classes: int
+    num_classes: int | None  # None: unconditional
+    out_channels: int
+    conditioning: tuple[str, ...] = ("adaln_zero",)  # of "adaln_zero", "adaln", "cross_attention", "in_context"
     mlp_ratio: float = 4.0
     dtype: jnp.dtype = jnp.float32  # of the matmuls; norms, modulation and the residual stream stay float32
 
     @nn.compact
     def __call__(self, x_t: Array, t: Array, labels: Array) -> Array:
-        _, height, width, channels = x_t.shape
+        _, height, width, _ = x_t.shape
         p = self.patch_size
         x = Linear(self.width, name="x_embedder")(patchify(x_t, p))  # [B, T, D]
         x = x + sincos_2d(height // p, width // p, self.width)
-        c = TimestepEmbedder(self.width, name="t_embedder")(t)  # [B, D]
-        c = c + LabelEmbedder(self.num_classes, self.width, name="y_embedder")(labels)
+        x = self._blocks(x, self._condition(t, labels))
+        return unpatchify(x, p, height)
+
+    def _condition(self, t: Array, labels: Array) -> Condition:
+        parts = [TimestepEmbedder(self.width, name="t_embedder")(t)]  # [B, D] each
+        if self.num_classes is not None:
+            parts.append(LabelEmbedder(self.num_classes, self.width, name="y_embedder")(labels))
+        return Condition(vector=sum(parts), tokens=jnp.stack(parts, axis=1))
+
+    def _blocks(self, x: Array, c: Condition) -> Array:
+        modulation = next((m for m in self.conditioning if m.startswith("adaln")), "none")
+        num_tokens, mask = x.shape[1], None
+        if "in_context" in self.conditioning:
+            x = jnp.concatenate([x, c.tokens], axis=1)
+            if c.mask is not None:
+                mask = jnp.concatenate([jnp.ones((len(x), num_tokens), bool), c.mask], axis=1)
         for i in range(self.depth):
-            x = DiTBlock(self.num_heads, self.mlp_ratio, self.dtype, name=f"blocks_{i}")(x, c)
-        x = FinalLayer(p * p * 2 * channels, name="final_layer")(x, c)  # [B, T, p * p * 2C]
-        return unpatchify(x, p, height)  # [B, H, W, 2C]
+            block = DiTBlock(
+                num_heads=self.num_heads,
+                mlp_ratio=self.mlp_ratio,
+                modulation=modulation,
+                cross_attention="cross_attention" in self.conditioning,
+                dtype=self.dtype,
+                name=f"blocks_{i}",
+            )
+            x = block(x, c, mask)
+        final_layer = FinalLayer(self.patch_size**2 * self.out_channels, modulation, name="final_layer")
+        return final_layer(x[:, :num_tokens], c)  # [B, T, p * p * out_channels]

@@ -31,7 +31,7 @@ def sincos_2d(height: int, width: int, features: int) -> np.ndarray:
     The first half of the channels encodes the column, the second the row; within a half sines, then cosines,
     of position * 10000^(-i / (features / 4)).
     """
-    omega = MAX_PERIOD ** (-np.arange(features // 4, dtype=np.float64) / (features // 4))
+    omega = 1.0 / MAX_PERIOD ** (np.arange(features // 4, dtype=np.float64) / (features // 4))
     rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
     halves = [axis.reshape(-1, 1) * omega for axis in (columns, rows)]
     return np.concatenate([f(half) for half in halves for f in (np.sin, np.cos)], axis=1).astype(np.float32)

@@ -19,10 +19,20 @@ class Modulation(nn.Module):
         return jnp.split(linear(nn.silu(c))[:, None], self.num_outputs, axis=-1)
 
 
+class AffineNorm(nn.Module):
+    """LayerNorm with a learned scale and shift, float32: the norm of a block that is not modulated."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        return modulated_norm(x, bias, scale - 1)
+
+
 def modulated_norm(x: Array, shift: Array, scale: Array) -> Array:
     """Returns LayerNorm(x) * (1 + scale) + shift in float32; the norm has no affine of its own.
 
-    x: [B, T, D]; shift, scale: [B, 1, D].
+    x: [B, T, D]; shift, scale: [B, 1, D] or [D].
     """
     norm = nn.LayerNorm(epsilon=1e-6, use_bias=False, use_scale=False, dtype=jnp.float32, parent=None)
     return norm.apply({}, x) * (1 + scale) + shift

@@ -11,8 +11,8 @@ from dit_jax.types import Params
 # (pattern of the path's end, axes). The first match wins. A parameter is split over "fsdp" along the dimension that
 # is wide in every model; optimizer moments and averages end in their parameter's path and so follow it.
 RULES = (
-    (r"(qkv|proj|fc1|fc2|linear|x_embedder|mlp_0|mlp_2)/kernel", PartitionSpec("fsdp", None)),
-    (r"embedding_table", PartitionSpec(None, "fsdp")),
+    (r"(qkv|cross_attn/q|kv|proj|fc1|fc2|linear|mlp_0|mlp_2)/kernel", PartitionSpec("fsdp", None)),
+    (r"x_embedder/kernel|embedding_table", PartitionSpec(None, "fsdp")),
     (r"(conv\w*|nin_shortcut|q|k|v|proj_out|quant_conv)/kernel", PartitionSpec(None, None, "fsdp", None)),
 )
 MIN_SIZE = 2**15  # elements; smaller parameters are replicated: splitting them saves nothing and costs a collective

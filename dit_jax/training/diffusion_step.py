@@ -31,7 +31,8 @@ def make_diffusion_loss(config: Config) -> LossFn:
         step = jax.random.randint(t_key, (x_0.shape[0],), 0, process.num_steps)
         noise = jax.random.normal(noise_key, x_0.shape)
         labels = drop_labels(label_key, batch["label"], config.dit.label_dropout, null_label)
-        return hybrid_loss(process, lambda *inputs: model.apply({"params": params}, *inputs), x_0, step, noise, labels)
+        model_fn = lambda *inputs: model.apply({"params": params}, *inputs)  # noqa: E731
+        return hybrid_loss(process, model_fn, x_0, step, noise, labels, config.diffusion.min_snr_gamma)
 
     return loss_fn
 
@@ -51,6 +52,6 @@ def make_diffusion_eval(config: Config) -> Callable[[Params, Batch], dict[str, A
         step = jax.vmap(lambda key: jax.random.randint(key, (), 0, process.num_steps))(keys[:, 1])
         noise = jax.vmap(lambda key: jax.random.normal(key, x_0.shape[1:]))(keys[:, 2])
         model_fn = lambda *inputs: model.apply({"params": params}, *inputs)  # noqa: E731
-        return hybrid_loss(process, model_fn, x_0, step, noise, batch["label"])
+        return hybrid_loss(process, model_fn, x_0, step, noise, batch["label"], config.diffusion.min_snr_gamma)
 
     return eval_fn

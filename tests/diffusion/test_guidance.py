@@ -5,9 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dit_jax.diffusion.guidance import drop_labels, guided
+from dit_jax.config import DiffusionConfig
+from dit_jax.diffusion.guidance import drop_labels, guidance_scales, guided
+from dit_jax.diffusion.process import make_process
 
 NULL = 10
+PROCESS = make_process(DiffusionConfig())
 
 
 def normal(*shape, seed=0):
@@ -23,18 +26,22 @@ def model_fn(x_t, t, labels):
     return jnp.concatenate([x_t, jnp.sin(x_t)], axis=-1) * factor + t.reshape(-1, 1, 1, 1) / 1000
 
 
+def scales(cfg_scale, cfg_interval=None):
+    return guidance_scales(PROCESS, cfg_scale, cfg_interval)
+
+
 CONDITIONAL, UNCONDITIONAL = model_fn(X, T, LABELS), model_fn(X, T, jnp.full_like(LABELS, NULL))
 
 
 @pytest.mark.parametrize("cfg_channels", [None, 3])
 def test_scale_1_is_the_conditional_model_itself(cfg_channels):
-    assert guided(model_fn, NULL, 1.0, cfg_channels) is model_fn
+    assert guided(model_fn, NULL, scales(1.0), cfg_channels) is model_fn
 
 
 @pytest.mark.parametrize("cfg_scale", [0.0, 0.5, 1.25, 4.0])
 @pytest.mark.parametrize("cfg_channels", [None, 1, 3, 4])
 def test_epsilon_goes_from_unconditional_by_scale_times_the_difference(cfg_scale, cfg_channels):
-    output = guided(model_fn, NULL, cfg_scale, cfg_channels)(X, T, LABELS)
+    output = guided(model_fn, NULL, scales(cfg_scale), cfg_channels)(X, T, LABELS)
     expected = np.array(CONDITIONAL)  # the other channels, and the variance
     guided_part = slice(0, cfg_channels or 4)
     difference = (CONDITIONAL - UNCONDITIONAL)[..., guided_part]
@@ -44,9 +51,26 @@ def test_epsilon_goes_from_unconditional_by_scale_times_the_difference(cfg_scale
 
 def test_scale_1_plus_x_moves_three_channels_by_x_times_the_difference():
     x = 0.5
-    moved = guided(model_fn, NULL, 1 + x, 3)(X, T, LABELS) - CONDITIONAL
+    moved = guided(model_fn, NULL, scales(1 + x), 3)(X, T, LABELS) - CONDITIONAL
     np.testing.assert_allclose(moved[..., :3], x * (CONDITIONAL - UNCONDITIONAL)[..., :3], atol=1e-5)
     np.testing.assert_array_equal(moved[..., 3:], 0)
+
+
+def test_interval_guides_the_noise_levels_within_it_and_no_other():
+    levels = np.sqrt(1 / np.cumprod(1 - PROCESS.betas) - 1)
+    low, high = levels[300], levels[700]
+    np.testing.assert_array_equal(np.flatnonzero(scales(2.5, (low, high)) == 2.5), np.arange(301, 701))
+    assert set(scales(2.5, (low, high))) == {1.0, 2.5} and set(scales(2.5)) == {2.5}
+    output = guided(model_fn, NULL, scales(2.5, (low, high)), None)(X, jnp.array([5, 600]), LABELS)
+    expected = guided(model_fn, NULL, scales(2.5), None)(X, jnp.array([5, 600]), LABELS)
+    np.testing.assert_allclose(output[0], model_fn(X, jnp.array([5, 600]), LABELS)[0], atol=1e-5)
+    np.testing.assert_array_equal(output[1], expected[1])
+
+
+def test_network_without_learned_variance_is_guided_alike():
+    half_fn = lambda *inputs: model_fn(*inputs)[..., :4]  # noqa: E731
+    whole = guided(model_fn, NULL, scales(1.5), None)(X, T, LABELS)
+    np.testing.assert_array_equal(guided(half_fn, NULL, scales(1.5), None)(X, T, LABELS), whole[..., :4])
 
 
 def test_both_branches_run_in_one_call():
@@ -56,7 +80,7 @@ def test_both_branches_run_in_one_call():
         calls.append(args)
         return model_fn(*args)
 
-    guided(recording_fn, NULL, 1.5, None)(X, T, LABELS)
+    guided(recording_fn, NULL, scales(1.5), None)(X, T, LABELS)
     ((x_t, t, labels),) = calls
     np.testing.assert_array_equal(x_t, np.concatenate([X, X]))
     np.testing.assert_array_equal(t, [5, 900, 5, 900])

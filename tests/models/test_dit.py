@@ -12,7 +12,7 @@ import pytest
 from dit_jax.config import config_from_dict
 from dit_jax.models.build import build_dit, init_params
 from dit_jax.models.cost import count_params, describe_cost
-from dit_jax.models.dit import DiT, DiTBlock, FinalLayer
+from dit_jax.models.dit import Condition, DiT, DiTBlock, FinalLayer
 from dit_jax.models.dit_sizes import dit_size
 from dit_jax.nn.attention import SelfAttention
 from dit_jax.nn.mlp import Mlp
@@ -32,19 +32,33 @@ PAPER = {
     ("XL/8", 256): (675_664_640, 7.39),
     ("XL/4", 256): (675_000_704, 29.05),
     ("XL/2", 256): (674_834_720, 118.64),
-    ("XL/2", 512): (674_834_720, 524.60),
+    ("S/8", 512): (None, 1.43),
+    ("S/4", 512): (None, 6.07),
+    ("S/2", 512): (None, 31.44),
+    ("B/8", 512): (None, 5.59),
+    ("B/4", 512): (None, 23.03),
+    ("B/2", 512): (None, 106.38),
+    ("L/8", 512): (None, 19.73),
+    ("L/4", 512): (None, 80.74),
+    ("L/2", 512): (None, 360.98),
+    ("XL/8", 512): (None, 29.09),
+    ("XL/4", 512): (None, 118.66),
+    ("XL/2", 512): (None, 524.60),
 }
+# XL/2 at 256 pixels (figure 5 and table 4): parameters in millions, and Gflops.
+PAPER_BLOCKS = {"in_context": (449, 119.37), "cross_attention": (598, 137.62), "adaln": (600, 118.56)}
+BLOCKS = ("adaln_zero", *PAPER_BLOCKS)
 WIDTH = 32
 CLASSES = 5
 
 
-def paper_config(name, image_size):
+def paper_config(name, image_size, conditioning=("adaln_zero",)):
     return config_from_dict(
         {
             "stage": "diffusion",
             "data": {"name": "imagenet2012", "image_size": image_size},
             "latents": {"shape": (image_size // 8, image_size // 8, 4)},
-            "dit": dit_size(name),
+            "dit": dit_size(name) | {"conditioning": conditioning},
             "training": {"num_train_steps": 1},
         }
     )
@@ -52,7 +66,15 @@ def paper_config(name, image_size):
 
 def tiny_dit(**changes):
     fields = {"depth": 2, "width": WIDTH, "num_heads": 4, "patch_size": 2, "num_classes": CLASSES}
-    return DiT(**fields | changes)
+    return DiT(**fields | {"out_channels": 6} | changes)
+
+
+def adaln_zero_block():
+    return DiTBlock(num_heads=4, mlp_ratio=4.0, modulation="adaln_zero", cross_attention=False, dtype=jnp.float32)
+
+
+def condition(vector):
+    return Condition(vector=vector, tokens=vector[:, None])
 
 
 def normal(*shape, seed=0):
@@ -81,7 +103,7 @@ def jitted(model):
 def test_size_has_the_papers_parameters_and_gflops(name, image_size):
     parameters, gflops = PAPER[name, image_size]
     cost = describe_cost(paper_config(name, image_size))
-    assert cost["parameters"] == parameters == sum(cost["modules"].values())
+    assert cost["parameters"] == (parameters or PAPER[name, 256][0]) == sum(cost["modules"].values())
     # The table is rounded to 0.01, which is more than 0.5 % of the smallest models.
     np.testing.assert_allclose(cost["macs"] / 1e9, gflops, rtol=0.005, atol=0.005)
     size = dit_size(name)
@@ -89,6 +111,14 @@ def test_size_has_the_papers_parameters_and_gflops(name, image_size):
     T = (image_size // 8 // p) ** 2
     blocks = depth * (12 * T * D**2 + 2 * T**2 * D + 6 * D**2)
     assert cost["macs"] == blocks + T * 4 * p**2 * D + T * D * 8 * p**2 + 2 * D**2 + 256 * D + D**2
+
+
+@pytest.mark.parametrize("block", PAPER_BLOCKS)
+def test_block_has_the_papers_parameters_and_gflops(block):
+    millions, gflops = PAPER_BLOCKS[block]
+    cost = describe_cost(paper_config("XL/2", 256, (block,)))
+    assert abs(cost["parameters"] / 1e6 - millions) < 1
+    np.testing.assert_allclose(cost["macs"] / 1e9, gflops, rtol=0.005)
 
 
 # Initialisation
@@ -116,8 +146,8 @@ def test_model_starts_at_zero(initialised):
 
 def test_block_starts_as_the_identity(initialised):
     _, params = initialised
-    x, c = normal(2, 6, 128), normal(2, 128, seed=1)
-    block = DiTBlock(4, 4.0, jnp.float32)
+    x, c = normal(2, 6, 128), condition(normal(2, 128, seed=1))
+    block = adaln_zero_block()
     np.testing.assert_array_equal(block.apply({"params": params["blocks_0"]}, x, c), x)
     assert (block.apply(random_variables(block, x, c), x, c) != x).any()
 
@@ -143,8 +173,8 @@ def test_kernels_start_xavier_uniform_and_qkv_as_one_fused_matrix(initialised):
 @pytest.mark.parametrize("chunk", range(6))
 def test_block_modulates_by_shift_scale_gate_of_attention_then_of_the_mlp(chunk):
     """The gates are open, and one chunk of the modulation at a time is not zero."""
-    x, c = normal(2, 6, WIDTH), np.zeros((2, WIDTH), np.float32)  # c = 0: the modulation is its bias
-    block = DiTBlock(4, 4.0, jnp.float32)
+    x, c = normal(2, 6, WIDTH), condition(np.zeros((2, WIDTH), np.float32))  # c = 0: the modulation is its bias
+    block = adaln_zero_block()
     variables = random_variables(block, x, c)
     chunks = [np.zeros((1, 1, WIDTH), np.float32) for _ in range(6)]
     chunks[2] = chunks[5] = np.ones((1, 1, WIDTH), np.float32)
@@ -159,8 +189,8 @@ def test_block_modulates_by_shift_scale_gate_of_attention_then_of_the_mlp(chunk)
 
 
 def test_final_layer_modulates_by_shift_then_scale():
-    x, c = normal(2, 6, WIDTH), np.zeros((2, WIDTH), np.float32)
-    layer = FinalLayer(7)
+    x, c = normal(2, 6, WIDTH), condition(np.zeros((2, WIDTH), np.float32))
+    layer = FinalLayer(7, "adaln_zero")
     variables = random_variables(layer, x, c)
     params = variables["params"]
     shift, scale = normal(1, 1, WIDTH, seed=1), normal(1, 1, WIDTH, seed=2)
@@ -234,8 +264,9 @@ def test_null_class_has_a_row_of_its_own():
 @pytest.mark.parametrize(
     ("height", "width", "channels", "patch_size"), [(8, 8, 3, 2), (4, 12, 4, 4), (12, 4, 1, 1), (7, 7, 4, 1)]
 )
-def test_output_has_twice_the_channels_of_any_input(height, width, channels, patch_size):
-    model, args = tiny_dit(depth=1, patch_size=patch_size), inputs(2, height, width, channels)
+def test_output_has_the_shape_of_any_input_and_its_own_channels(height, width, channels, patch_size):
+    model = tiny_dit(depth=1, patch_size=patch_size, out_channels=2 * channels)
+    args = inputs(2, height, width, channels)
     shapes = jax.eval_shape(model.init_with_output, jax.random.key(0), *args)
     assert shapes[0].shape == (2, height, width, 2 * channels) and shapes[0].dtype == jnp.float32
 
@@ -265,3 +296,49 @@ def test_mlp_ratio_sets_the_hidden_width():
         for ratio in (2.0, 4.0)
     }
     assert sizes[4.0] - sizes[2.0] == 2 * (2 * WIDTH * (2 * WIDTH) + 2 * WIDTH)  # two blocks; kernels and fc1's bias
+
+
+# Ways of conditioning
+
+
+@pytest.mark.parametrize("conditioning", [*((block,) for block in BLOCKS), ("adaln_zero", "cross_attention")])
+def test_every_way_of_conditioning_brings_timestep_and_label_to_every_pixel(conditioning):
+    model = tiny_dit(conditioning=conditioning)
+    x, t, labels = inputs()
+    variables = random_variables(model, x, t, labels)
+    y = jitted(model)(variables, x, t, labels)
+    assert y.shape == x.shape[:-1] + (6,)
+    for other in ((x, t.at[0].add(1), labels), (x, t, labels.at[0].add(1))):
+        difference = abs(jitted(model)(variables, *other) - y)
+        assert difference[0].min() > 0 and difference[1].max() == 0
+
+
+@pytest.mark.parametrize("conditioning", BLOCKS)
+def test_model_without_classes_has_no_label_table_and_reads_no_labels(conditioning):
+    model = tiny_dit(conditioning=(conditioning,), num_classes=None)
+    x, t, labels = inputs()
+    variables = random_variables(model, x, t, labels)
+    assert "y_embedder" not in variables["params"]
+    y = jitted(model)(variables, x, t, labels)
+    np.testing.assert_array_equal(y, jitted(model)(variables, x, t, labels + 1))
+    assert (y != jitted(model)(variables, x, t + 1, labels)).any()
+
+
+@pytest.mark.parametrize("cross_attention", [False, True])
+def test_block_attends_to_tokens_within_the_mask_alone(cross_attention):
+    """Tokens reach a block by cross-attention, or in context with the mask on the sequence itself."""
+    block = DiTBlock(num_heads=4, mlp_ratio=4.0, modulation="none", cross_attention=cross_attention, dtype=jnp.float32)
+    x, tokens, present = normal(1, 6, WIDTH), jnp.asarray(normal(1, 3, WIDTH, seed=1)), jnp.array([[True, False, True]])
+
+    def run(variables, tokens):
+        if cross_attention:
+            return block.apply(variables, x, Condition(vector=x[:, 0], tokens=tokens, mask=present))
+        mask = jnp.concatenate([jnp.ones((1, 6), bool), present], axis=1)
+        both = jnp.concatenate([x, tokens], axis=1)
+        return block.apply(variables, both, Condition(vector=x[:, 0], tokens=tokens), mask)[:, :6]
+
+    variables = random_variables(block, x, Condition(vector=x[:, 0], tokens=tokens), scale=0.3)
+    y = run(variables, tokens)
+    change = normal(WIDTH, seed=2)
+    np.testing.assert_allclose(run(variables, tokens.at[0, 1].add(change)), y, atol=1e-5)
+    assert abs(run(variables, tokens.at[0, 2].add(change)) - y).max() > 1e-2

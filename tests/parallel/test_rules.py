@@ -68,7 +68,8 @@ def test_every_large_parameter_is_split_over_fsdp_and_every_small_one_replicated
     [
         ("blocks_0/attn/qkv/kernel", (128, 384), PartitionSpec("fsdp", None)),
         ("blocks_0/adaLN_modulation/linear/kernel", (128, 768), PartitionSpec("fsdp", None)),
-        ("x_embedder/kernel", (256, 384), PartitionSpec("fsdp", None)),
+        ("x_embedder/kernel", (256, 384), PartitionSpec(None, "fsdp")),
+        ("blocks_0/cross_attn/q/kernel", (384, 384), PartitionSpec("fsdp", None)),
         ("y_embedder/embedding_table", (1001, 128), PartitionSpec(None, "fsdp")),  # 1001 rows divide by nothing
         ("encoder/down_0_block_0/conv1/kernel", (3, 3, 128, 128), PartitionSpec(None, None, "fsdp", None)),
         ("encoder/mid/attn_1/q/kernel", (1, 1, 512, 512), PartitionSpec(None, None, "fsdp", None)),

@@ -1,26 +1,32 @@
 """DDIM (Song et al., arXiv:2010.02502)."""
 
-from functools import partial
-
 import numpy as np
 
-from dit_jax.diffusion.parameterization import split_output, x_0_from_epsilon
+from dit_jax.diffusion.parameterization import Prediction
 from dit_jax.diffusion.process import Process, at
-from dit_jax.diffusion.samplers.scan import StepFn
+from dit_jax.diffusion.samplers.scan import Sampler
 from dit_jax.types import Array
 
 
-def make_ddim_step(eta: float) -> StepFn:
-    """Returns the DDIM step with noise share `eta` (eq. 16): 0 is deterministic, 1 has DDPM's variance."""
-    return partial(ddim_step, eta)
+def make_ddim(eta: float) -> Sampler:
+    """Returns DDIM with noise share `eta` (eq. 16): 0 is deterministic, 1 has DDPM's variance."""
+
+    def update(
+        process: Process, prediction: Prediction, x: Array, step: Array, noise: Array, memory: None
+    ) -> tuple[Array, None]:
+        mean = ddim_mean(process, prediction.x_0, prediction.epsilon, step, eta)
+        return mean + at(sigma(process, eta), step) * noise, memory
+
+    return Sampler(update)
 
 
-def ddim_step(eta: float, process: Process, output: Array, x: Array, step: Array, noise: Array) -> Array:
-    """Returns x_{t-1} (eq. 12); the last step (0) returns the predicted x_0."""
-    epsilon, _ = split_output(output)
+def sigma(process: Process, eta: float) -> np.ndarray:
+    """Returns the standard deviation [N] of the noise that a step adds (eq. 16); 0 at step 0."""
+    return eta * np.sqrt(process.posterior_variance)
+
+
+def ddim_mean(process: Process, x_0: Array, epsilon: Array, step: Array, eta: float = 0.0) -> Array:
+    """Returns the mean of x_{t-1} (eq. 12); the last step (0) returns x_0."""
     previous = process.alphas_cumprod_prev
-    sigma = eta * np.sqrt(process.posterior_variance)  # eq. 16; 0 at step 0
-    direction = at(np.sqrt(np.maximum(1.0 - previous - sigma**2, 0.0)), step) * epsilon
-    return (
-        at(np.sqrt(previous), step) * x_0_from_epsilon(process, x, step, epsilon) + direction + at(sigma, step) * noise
-    )
+    direction = np.sqrt(np.maximum(1.0 - previous - sigma(process, eta) ** 2, 0.0))
+    return at(np.sqrt(previous), step) * x_0 + at(direction, step) * epsilon
