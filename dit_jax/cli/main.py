@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 
-VERBS = ("train", "encode", "sample", "info", "report")
+VERBS = ("train", "encode", "sample", "convert", "info", "report")
 CONFIG_FLAG = "--config."
 
 
@@ -27,8 +27,9 @@ def main(argv: list[str] | None = None) -> None:
         subparser.set_defaults(run=module.run)
     argv, overrides = split_overrides(argv)
     args = parser.parse_args(argv)
-    if overrides and not hasattr(args, "config"):
-        parser.error(f"{args.verb} takes no {CONFIG_FLAG}KEY=VALUE: a workdir has its own config")
+    foreign = [key for key, _ in overrides if not key.startswith(getattr(args, "overridable", "nothing"))]
+    if foreign:
+        parser.error(f"{args.verb} takes no {CONFIG_FLAG}{foreign[0]}=VALUE: a workdir has its own config")
     args.overrides = overrides
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow only writes files here
     logging.getLogger("absl").setLevel(logging.ERROR)
@@ -59,6 +60,7 @@ def split_overrides(argv: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
 
 def add_config_argument(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Adds --config, whose keys --config.KEY=VALUE override."""
+    parser.set_defaults(overridable="")  # the prefix of the keys that may be
     parser.add_argument(
         "--config",
         required=required,

@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from dit_jax.checkpoint import Checkpoints, write_config
 from dit_jax.config import Config
@@ -43,13 +45,14 @@ def train(config: Config, workdir: str, task: Task, mesh: jax.sharding.Mesh) -> 
     optimizer = make_optimizer(config.optimizer, training.num_train_steps)
     abstract = abstract_state(config, optimizer, mesh)
     with Checkpoints(workdir, training.max_checkpoints) as checkpoints:
-        start_step = max(checkpoints.all_steps(), default=0)
+        steps = checkpoints.all_steps()
+        start_step = max(steps, default=0)
         active = jax.process_index() == 0
         if active:
             write_config(workdir, config)
         with Reporter(workdir, training.num_train_steps, start_step, active=active) as reporter:
-            if start_step:
-                state = restore_state(checkpoints, start_step, abstract)
+            if steps:
+                state = restore_state(checkpoints, start_step, abstract, optimizer)
                 reporter.log(f"resuming from the checkpoint of step {start_step} of {training.num_train_steps}")
             else:
                 state = create_state(config, optimizer, mesh)
@@ -92,11 +95,20 @@ def state_items(state: TrainState) -> dict:
     return {name: tree for name, tree in items.items() if tree is not None}
 
 
-def restore_state(checkpoints: Checkpoints, step: int, abstract: TrainState) -> TrainState:
-    """Returns the state of a checkpoint, each shard where `abstract` has it."""
-    items = checkpoints.restore(step, state_items(abstract))
+def restore_state(
+    checkpoints: Checkpoints, step: int, abstract: TrainState, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """Returns the state of a checkpoint, each shard where `abstract` has it.
+
+    Converted weights come without an optimizer's state and an average: those start anew.
+    """
+    wanted = {name: tree for name, tree in state_items(abstract).items() if checkpoints.has_item(step, name)}
+    items = checkpoints.restore(step, wanted)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract.opt_state)
+    opt_state = items.get("opt_state") or jax.jit(optimizer.init, out_shardings=shardings)(items["params"])
+    ema_params = items.get("ema_params") or jax.tree.map(jnp.copy, items["params"])
     counter = jax.device_put(np.int32(step), abstract.step.sharding)
-    return TrainState(counter, items["params"], items["opt_state"], items.get("ema_params"))
+    return TrainState(counter, items["params"], opt_state, None if abstract.ema_params is None else ema_params)
 
 
 def evaluate(eval_step: Callable, params: Params, batches: Iterator[Batch]) -> dict[str, float]:

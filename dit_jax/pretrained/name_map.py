@@ -1,0 +1,90 @@
+"""Between another program's named tensors and our tree of parameters: a table of entries, read in both directions."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from einops import rearrange
+
+from dit_jax.types import Params
+
+Tensors = Mapping[str, np.ndarray]
+
+
+class Entry(NamedTuple):
+    """One of our parameters, and the tensors that hold it elsewhere."""
+
+    path: str  # ours, keys joined by "/"
+    names: tuple[str, ...]  # theirs, joined along their first axis
+    linear: bool = False  # theirs is [outputs, inputs], ours [inputs, outputs]
+    patch_size: int | None = None  # theirs is a convolution over patches [outputs, channels, p, p], ours [p * p * C, D]
+    copies: tuple[str, ...] = ()  # further tensors that must hold the same as the first
+
+
+def from_tensors(entries: Sequence[Entry], tensors: Tensors, abstract: Params) -> Params:
+    """Returns our parameters, float32, of another program's tensors.
+
+    Args:
+      entries: one for each of our parameters; tensors: by their names, nothing but what the entries name.
+      abstract: our tree of shapes.
+
+    Raises:
+      ValueError: naming the first tensor that is missing, extra, of another shape, or unlike its copy.
+    """
+    expected = {name for entry in entries for name in (*entry.names, *entry.copies)}
+    for problem, names in (("is missing", expected - set(tensors)), ("is not expected", set(tensors) - expected)):
+        if names:
+            raise ValueError(f"tensor {min(names)!r} {problem} ({len(names)} such)")
+    shapes = dict(flatten(abstract))
+    params: dict = {}
+    for entry in entries:
+        shape = shapes[entry.path].shape
+        parts = _to_theirs(np.broadcast_to(np.float32(0), shape), entry)  # for their shapes
+        for name, part in zip(entry.names, parts, strict=True):
+            if tensors[name].shape != part.shape:
+                raise ValueError(f"tensor {name!r} must have shape {part.shape}, but has {tensors[name].shape}")
+        joined = np.concatenate([tensors[name] for name in entry.names])
+        for name in entry.copies:
+            if not np.array_equal(tensors[name], joined):
+                raise ValueError(f"tensor {name!r} must equal {entry.names[0]!r}: here they are one parameter")
+        *parents, leaf = entry.path.split("/")
+        branch = params
+        for key in parents:
+            branch = branch.setdefault(key, {})
+        branch[leaf] = np.ascontiguousarray(_to_ours(joined, entry), np.float32)
+    return params
+
+
+def to_tensors(entries: Sequence[Entry], params: Params) -> dict[str, np.ndarray]:
+    """Returns another program's tensors, float32, of our parameters."""
+    arrays = dict(flatten(params))
+    tensors = {}
+    for entry in entries:
+        array = np.asarray(arrays[entry.path], np.float32)
+        for name, part in zip(entry.names, _to_theirs(array, entry), strict=True):
+            tensors[name] = np.ascontiguousarray(part)
+        tensors |= dict.fromkeys(entry.copies, tensors[entry.names[0]])
+    return tensors
+
+
+def flatten(tree: Params, prefix: str = "") -> Iterable[tuple[str, np.ndarray]]:
+    """Yields (path joined by "/", leaf) of a tree of dicts."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}/")
+        else:
+            yield prefix + key, value
+
+
+def _to_ours(array: np.ndarray, entry: Entry) -> np.ndarray:
+    if entry.patch_size:
+        return rearrange(array, "d c p q -> (p q c) d")
+    return array.T if entry.linear else array
+
+
+def _to_theirs(array: np.ndarray, entry: Entry) -> list[np.ndarray]:
+    if entry.patch_size:
+        array = rearrange(array, "(p q c) d -> d c p q", p=entry.patch_size, q=entry.patch_size)
+    elif entry.linear:
+        array = array.T
+    return np.split(array, len(entry.names))
