@@ -40,6 +40,7 @@ setup(
         "pillow>=11",
         "absl-py>=2,<3",
         "tqdm>=4.66,<5",
+        "safetensors>=0.5,<1",
         # TFDS writes images, and clu summaries, through TensorFlow; TensorFlow's summaries need tensorboard.
         f"tensorflow-cpu>=2.20,<3; {X86}",
         f"tensorflow>=2.20,<3; {NOT_X86}",
@@ -50,6 +51,8 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda13]"],  # needs NVIDIA driver 580 or newer
+        # PyTorch reads and writes `.pt` files for `dit-jax convert`; with diffusers it is what tests compare with.
+        "parity": ["torch>=2.6,<3", "diffusers>=0.35,<1"],
         "test": ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.17,<0.18"],
     },
 )

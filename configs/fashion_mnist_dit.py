@@ -32,6 +32,6 @@ def get_config() -> ConfigDict:
         }
     )
     config.sampling = ConfigDict(
-        {"sampler": "ddim", "num_steps": 50, "cfg_scale": 4.0, "cfg_channels": None, "batch_size": 50}
+        {"sampler": "ddim", "num_steps": 50, "cfg_scale": 3.5, "cfg_channels": None, "batch_size": 50}
     )
     return config

@@ -18,14 +18,16 @@ from dit_jax.config import Config, config_from_dict, config_to_dict
 from dit_jax.types import Params
 
 CONFIG_FILE = "config.json"
+CHECKPOINTS, SNAPSHOTS = "checkpoints", "snapshots"  # folders of a workdir; snapshots: see `models.averages`
 
 
 class Checkpoints:
     """The checkpoints of a workdir, newest first in use; a context manager that waits for the last save."""
 
-    def __init__(self, workdir: str | os.PathLike, max_to_keep: int | None = None):
-        options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, create=max_to_keep is not None)
-        self._path = pathlib.Path(workdir).absolute() / "checkpoints"
+    def __init__(self, workdir: str | os.PathLike, max_to_keep: int | None = None, folder: str = CHECKPOINTS):
+        create = max_to_keep is not None or folder == SNAPSHOTS
+        options = ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, create=create)
+        self._path = pathlib.Path(workdir).absolute() / folder
         self._manager = ocp.CheckpointManager(self._path, options=options)
 
     def __enter__(self) -> "Checkpoints":

@@ -123,7 +123,11 @@ class TrainingConfig:
 
     num_train_steps: int = field(fixed=False)
     global_batch_size: int = 256  # over all devices of all processes
+    accumulation_steps: int = field(1, fixed=False)  # parts of a batch whose gradients are added up: less memory
     ema_decay: float | None = 0.9999  # of the weights that sampling and evaluation use; None: no EMA
+    extra_ema_decays: tuple[float, ...] = ()  # of further averages, chosen between after training
+    ema_lengths: tuple[float, ...] = ()  # of power-function averages (arXiv:2312.02696); (0.05, 0.1) there
+    snapshot_every_steps: int = field(10_000, fixed=False)  # of these, kept for post-hoc averages of any length
     log_every_steps: int = field(100, fixed=False)
     eval_every_steps: int = field(5000, fixed=False)  # held-out metrics and a picture
     checkpoint_every_steps: int = field(5000, fixed=False)
@@ -260,6 +264,16 @@ def check_config(config: Config) -> None:
     )
     ema_decay = training.ema_decay
     _require(ema_decay is None or ema_decay < 1, f"config.training.{ema_decay=} must be below 1, or None for no EMA")
+    _require(
+        all(decay < 1 for decay in training.extra_ema_decays) and all(0 < x < 0.288 for x in training.ema_lengths),
+        f"config.training: extra_ema_decays={training.extra_ema_decays} must be below 1, "
+        f"ema_lengths={training.ema_lengths} between 0 and 0.288 (the plain mean)",
+    )
+    _require(
+        training.global_batch_size % training.accumulation_steps == 0,
+        f"config.training.accumulation_steps={training.accumulation_steps} must divide "
+        f"global_batch_size={training.global_batch_size}",
+    )
     for name in ("b1", "b2"):
         value = getattr(config.optimizer, name)
         _require(value < 1, f"config.optimizer.{name}={value} must be below 1")

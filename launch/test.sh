@@ -3,5 +3,5 @@
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/environment.sh
-source launch/environment.sh test
+source launch/environment.sh test,parity
 exec python -m pytest -n 2 --dist loadfile "${@:-tests}"

@@ -21,6 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cfg_scale", help="guidance, 1 is none (default: the run's config.sampling)")
     parser.add_argument("--eta", help="DDIM's noise, 0 is deterministic (default: the run's)")
     parser.add_argument("--seed", type=int, default=0, help="image i depends on (seed, i) and its label alone")
+    parser.add_argument("--average", help="another average of the weights that the run kept, such as decay_0.999")
+    parser.add_argument("--ema_length", type=float, help="of an average made now from the run's snapshots, such as 0.1")
     parser.add_argument(
         "--num_frames", type=int, default=0, help="also draw denoising.png: x_0 as predicted at so many steps"
     )
@@ -53,10 +55,13 @@ def run(args: argparse.Namespace) -> None:
     from dit_jax.evaluation.pictures import MAX_STRIPS, denoising_strips, sample_grid
 
     labels = np.resize(np.array(classes, np.int32), args.num_samples)
-    model = dataclasses.replace(load(args.workdir), config=config)
+    model = dataclasses.replace(load(args.workdir, average=args.average, ema_length=args.ema_length), config=config)
     settings = {"num_steps": parse_steps(args.steps), "seed": args.seed}
     images = model.sample(labels, progress=True, **settings)
     np.savez_compressed(output / "samples.npz", arr_0=images, labels=labels)
+    if images.dtype != np.uint8:
+        print(f"{len(images)} latents, there is no autoencoder to decode them: {output / 'samples.npz'}")
+        return
     Image.fromarray(sample_grid(images[:100], len(classes))).save(output / "grid.png")
     print(f"{len(images)} images: {output / 'samples.npz'}, {output / 'grid.png'}")
     if args.num_frames:

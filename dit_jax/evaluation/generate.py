@@ -33,7 +33,8 @@ def make_generator(
     """Returns `generate(params, labels, seed, progress=False) -> uint8 [N, H, W, 3]`, compiled at its first call.
 
     Args:
-      config: of the denoiser; codec: decodes its latents, None for a model of pixels.
+      config: of the denoiser.
+      codec: decodes its latents; None for a model of pixels, or for latents float32 [N, h, w, c] instead of images.
       sampling: how to draw; its batch size is rounded up to what the mesh divides.
       num_frames: where positive, `generate` returns this many predictions of x_0, spread evenly over the walk and the
         last of them what it ends in, uint8 [N, num_frames, H, W, 3].
@@ -50,6 +51,8 @@ def make_generator(
 
     def draw(params: Params, codec: Codec | None, seed: Array, indices: Array, labels: Array) -> Array:
         def decode(x_0: Array) -> Array:
+            if codec is None and config.latents is not None:
+                return x_0
             images = to_uint8(x_0 if codec is None else codec.decode(x_0))
             return jnp.broadcast_to(images, (*images.shape[:3], 3))
 

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dit_jax.checkpoint import find_checkpoint, restore_eval_params
+from dit_jax.checkpoint import SNAPSHOTS, Checkpoints, find_checkpoint, restore_eval_params
 from dit_jax.config import Config, MeshConfig, SamplingConfig
 from dit_jax.evaluation.generate import make_generator, override_sampling
 from dit_jax.models.autoencoder import Codec
+from dit_jax.models.averages import average_decays, length_name, reconstruction_weights
 from dit_jax.models.build import abstract_params, build_autoencoder, build_dit
 from dit_jax.parallel.mesh import make_mesh
 from dit_jax.types import Array, Params
@@ -49,7 +50,8 @@ class LoadedModel:
         """Returns images uint8 [N, H, W, 3], one a label; what is None is the config's `sampling` value.
 
         Image i depends on (seed, i) and its label alone. Grey images repeat their channel. The label
-        `config.data.num_classes` asks for no class.
+        `config.data.num_classes` asks for no class. A model of latents without an autoencoder (converted without
+        one) returns the latents, float32 [N, h, w, c] at unit variance.
 
         Args:
           labels: [N]; num_steps: a count, "ddimN" or the timesteps themselves, ascending.
@@ -58,8 +60,6 @@ class LoadedModel:
           sampling: further fields of `SamplingConfig`, such as `sampler` or `eta`.
         """
         self._check_stage("diffusion", "sample")
-        if self.config.latents is not None:
-            self._require_codec()
         settings = override_sampling(self.config.sampling, num_steps, cfg_scale=cfg_scale, **sampling)
         return self._generator(settings, num_frames)(self.params, np.asarray(labels), seed, progress)
 
@@ -103,15 +103,26 @@ class LoadedModel:
         return jax.jit(lambda params, *inputs: model.apply({"params": params}, *inputs))
 
 
-def load(workdir: str | os.PathLike, step: int | None = None) -> LoadedModel:
+def load(
+    workdir: str | os.PathLike,
+    step: int | None = None,
+    *,
+    average: str | None = None,
+    ema_length: float | None = None,
+) -> LoadedModel:
     """Returns the model of a workdir's newest checkpoint (or of `step`); no config or flag is needed.
 
+    Args:
+      workdir: of a run, or converted; step: of a checkpoint, None for the newest.
+      average: a further average of the run's config, such as "decay_0.999"; None: its main one.
+      ema_length: of an average to reconstruct from the run's snapshots up to that step (`models.averages`).
+
     Raises:
-      ValueError: where there is no complete checkpoint.
+      ValueError: where there is no complete checkpoint, no such average or no snapshot.
     """
     workdir = pathlib.Path(workdir)
     mesh = make_mesh(MeshConfig())
-    config, params, step = _load_params(workdir, step, mesh)
+    config, params, step = _load_params(workdir, step, mesh, average, ema_length)
     if config.stage == "autoencoder":
         codec = Codec(params, build_autoencoder(config.autoencoder, config.data.channels), 1.0)
     elif config.latents is None or not (workdir / AUTOENCODER_DIR).is_dir():
@@ -129,10 +140,42 @@ def load_codec(workdir: str | os.PathLike, scale: float, mesh: Mesh) -> Codec:
     return Codec(params, build_autoencoder(config.autoencoder, config.data.channels), scale)
 
 
-def _load_params(workdir, step: int | None, mesh: Mesh) -> tuple[Config, Params, int]:
+def _load_params(
+    workdir, step: int | None, mesh: Mesh, average: str | None = None, ema_length: float | None = None
+) -> tuple[Config, Params, int]:
     step, config = find_checkpoint(workdir, step)
     replicated = NamedSharding(mesh, PartitionSpec())
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), abstract_params(config)
     )
-    return config, restore_eval_params(workdir, step, abstract), step
+    if ema_length is not None:
+        return config, _reconstruct(workdir, config, step, abstract, ema_length), step
+    if average is None:
+        return config, restore_eval_params(workdir, step, abstract), step
+    names = average_decays(config.training)
+    if average not in names:
+        raise ValueError(f"{workdir} has no average {average!r}, only {', '.join(names) or 'the main one'}")
+    with Checkpoints(workdir) as checkpoints:
+        averages = checkpoints.restore(step, {"averages": dict.fromkeys(names, abstract)})["averages"]
+    return config, averages[average], step
+
+
+def _reconstruct(workdir, config: Config, step: int, abstract: Params, length: float) -> Params:
+    """Returns the post-hoc average: a weighted sum of all snapshots up to the step, one in memory at a time."""
+    lengths = config.training.ema_lengths
+    if not lengths or not (pathlib.Path(workdir) / SNAPSHOTS).is_dir():
+        raise ValueError(
+            f"{workdir} has no snapshots: its run had no config.training.ema_lengths; leave out ema_length"
+        )
+    if not 0 < length < 0.288:
+        raise ValueError(f"ema_length={length} must be between 0 and 0.288 (the plain mean)")
+    with Checkpoints(workdir, folder=SNAPSHOTS) as snapshots:
+        kept = [(at, each) for at in snapshots.all_steps() if at <= step for each in lengths]
+        if not kept:
+            raise ValueError(f"{workdir} has no snapshot up to step {step} yet; train on, or choose a later step")
+        total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract)
+        for (at, each), weight in zip(kept, reconstruction_weights(kept, step, length), strict=True):
+            name = length_name(each)
+            snapshot = snapshots.restore(at, {name: abstract})[name]
+            total = jax.tree.map(lambda a, b, weight=weight: a + np.float32(weight) * b, total, snapshot)
+    return total

@@ -48,8 +48,15 @@ svg { width: 100%; height: auto; background: var(--box); border-radius: 4px; } s
 .point.training { fill: var(--train); } .point.held-out { fill: var(--eval); }
 .key::before { content: ""; display: inline-block; width: .9rem; height: .2rem; margin: 0 .4rem .2rem 1rem; }
 .key.training::before { background: var(--train); } .key.held-out::before { background: var(--eval); }
+.compared circle { display: none; }
 details { margin: 1rem 0; } summary { cursor: pointer; } code { font-size: .9rem; }
 """
+RUN_COLOURS = ("#3b76c4", "#d9731a", "#2e9e6b", "#b0489a", "#8a7a1f", "#7a6fd0")  # of runs compared, in turn
+STYLE += "".join(
+    f".compared polyline:nth-of-type({i}) {{ stroke: {colour}; stroke-width: 2; }}\n"
+    f".compared .key:nth-of-type({i})::before {{ background: {colour}; }}\n"
+    for i, colour in enumerate(RUN_COLOURS, start=1)
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +165,10 @@ def _page(runs: list[Run], figures: dict[str, dict[str, Any]], grid: pathlib.Pat
     if grid is not None:
         parts += ["<h2>Samples</h2>", _picture(grid, "drawn from the trained model")]
     parts += ["<h2>Measured</h2>", _table(("run", "figure", "value"), figure_lines(figures))]
+    for stage in sorted({str(run.config.get("stage")) for run in runs}):
+        alike = [run for run in runs if run.config.get("stage") == stage]
+        if len(alike) > 1:
+            parts += ["<h2>Compared on held-out images</h2>", _comparison(alike)]
     for run in runs:
         parts += [f"<h2>{html.escape(run.name)}</h2>", _charts(run), _pictures(run), _config(run)]
     versions = [("Python", platform.python_version()), *_versions()]
@@ -187,6 +198,16 @@ def _charts(run: Run) -> str:
             keys = "".join(f'<span class="key {label}">{label}</span>' for label, points in series.items() if points)
             heading = f"<h3>{html.escape(_metric_label(name))}{keys}</h3>"
             charts.append(f"<figure>{heading}{chart}</figure>")
+    return f'<div class="row">{"".join(charts)}</div>'
+
+
+def _comparison(runs: list[Run]) -> str:
+    charts = []
+    for name in runs[0].last("eval"):
+        points = lambda run, name=name: [(r["step"], r[name]) for r in run.rows if r["split"] == "eval" and name in r]  # noqa: E731
+        if chart := line_chart({run.name: points(run) for run in runs}):
+            keys = "".join(f'<span class="key">{html.escape(run.name)}</span>' for run in runs)
+            charts.append(f'<figure class="compared"><h3>{html.escape(_metric_label(name))}{keys}</h3>{chart}</figure>')
     return f'<div class="row">{"".join(charts)}</div>'
 
 

@@ -7,14 +7,16 @@ step late, so that the host never waits for the device between logs.
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dit_jax.checkpoint import Checkpoints, write_config
+from dit_jax.checkpoint import SNAPSHOTS, Checkpoints, write_config
 from dit_jax.config import Config
+from dit_jax.models.averages import average_decays, length_name
 from dit_jax.parallel.mesh import check_batch_size, prefetch
 from dit_jax.training.optimizer import make_optimizer
 from dit_jax.training.reporting import Reporter
@@ -44,7 +46,7 @@ def train(config: Config, workdir: str, task: Task, mesh: jax.sharding.Mesh) -> 
     check_batch_size(training.global_batch_size, mesh, "config.training.global_batch_size")
     optimizer = make_optimizer(config.optimizer, training.num_train_steps)
     abstract = abstract_state(config, optimizer, mesh)
-    with Checkpoints(workdir, training.max_checkpoints) as checkpoints:
+    with Checkpoints(workdir, training.max_checkpoints) as checkpoints, open_snapshots(workdir, config) as snapshots:
         steps = checkpoints.all_steps()
         start_step = max(steps, default=0)
         active = jax.process_index() == 0
@@ -56,13 +58,17 @@ def train(config: Config, workdir: str, task: Task, mesh: jax.sharding.Mesh) -> 
                 reporter.log(f"resuming from the checkpoint of step {start_step} of {training.num_train_steps}")
             else:
                 state = create_state(config, optimizer, mesh)
-            return _run(config, task, mesh, optimizer, state, start_step, checkpoints, reporter)
+            return _run(config, task, mesh, optimizer, state, start_step, checkpoints, snapshots, reporter)
 
 
-def _run(config, task, mesh, optimizer, state, start_step, checkpoints, reporter) -> TrainState:
+def _run(config, task, mesh, optimizer, state, start_step, checkpoints, snapshots, reporter) -> TrainState:
     training = config.training
     last_step, batch_size = training.num_train_steps, training.global_batch_size
-    step_fn = jit_train_step(make_train_step(task.loss_fn, optimizer, training.ema_decay, config.seed), state)
+    decays = average_decays(training)
+    train_step = make_train_step(
+        task.loss_fn, optimizer, training.ema_decay, config.seed, decays, training.accumulation_steps
+    )
+    step_fn = jit_train_step(train_step, state)
     eval_step = jax.jit(make_eval_step(task.eval_fn))
     batches = prefetch(task.train_batches(start_step), mesh, batch_size)
     window = MetricsWindow(start_step)
@@ -85,13 +91,22 @@ def _run(config, task, mesh, optimizer, state, start_step, checkpoints, reporter
             window.restart_clock()
         if step % training.checkpoint_every_steps == 0 or is_last:
             checkpoints.save(step, state_items(state), config)
+        if snapshots and (step % training.snapshot_every_steps == 0 or is_last):
+            names = [length_name(length) for length in training.ema_lengths]
+            snapshots.save(step, {name: state.averages[name] for name in names}, config)
     checkpoints.wait()
     return state
+
+
+def open_snapshots(workdir: str, config: Config) -> AbstractContextManager[Checkpoints | None]:
+    """Returns the store of the power-function averages' snapshots, all of them kept; of None where there are none."""
+    return Checkpoints(workdir, folder=SNAPSHOTS) if config.training.ema_lengths else nullcontext()
 
 
 def state_items(state: TrainState) -> dict:
     """Returns the items of a checkpoint; the step is the checkpoint's name."""
     items = {"params": state.params, "opt_state": state.opt_state, "ema_params": state.ema_params}
+    items["averages"] = state.averages or None
     return {name: tree for name, tree in items.items() if tree is not None}
 
 
@@ -108,7 +123,9 @@ def restore_state(
     opt_state = items.get("opt_state") or jax.jit(optimizer.init, out_shardings=shardings)(items["params"])
     ema_params = items.get("ema_params") or jax.tree.map(jnp.copy, items["params"])
     counter = jax.device_put(np.int32(step), abstract.step.sharding)
-    return TrainState(counter, items["params"], opt_state, None if abstract.ema_params is None else ema_params)
+    averages = items.get("averages") or {name: jax.tree.map(jnp.copy, items["params"]) for name in abstract.averages}
+    ema_params = None if abstract.ema_params is None else ema_params
+    return TrainState(counter, items["params"], opt_state, ema_params, averages)
 
 
 def evaluate(eval_step: Callable, params: Params, batches: Iterator[Batch]) -> dict[str, float]:

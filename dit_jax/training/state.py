@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import optax
 
 from dit_jax.config import Config
+from dit_jax.models.averages import average_decays
 from dit_jax.models.build import init_params
 from dit_jax.parallel.rules import tree_shardings
 from dit_jax.types import Array, Params, PRNGKey
@@ -13,12 +14,13 @@ from dit_jax.types import Array, Params, PRNGKey
 
 @flax.struct.dataclass
 class TrainState:
-    """step: int32 scalar, the number of updates made; ema_params: None without an EMA."""
+    """step: int32 scalar, the number of updates made; ema_params: None without an EMA; averages: others, by name."""
 
     step: Array
     params: Params
     opt_state: optax.OptState
     ema_params: Params | None
+    averages: dict[str, Params] = flax.struct.field(default_factory=dict)
 
     @property
     def eval_params(self) -> Params:
@@ -30,7 +32,8 @@ def init_state(config: Config, optimizer: optax.GradientTransformation, key: PRN
     """Returns the state before the first step; the EMA starts at the initial weights, as in the reference."""
     params = init_params(config, key)
     ema_params = None if config.training.ema_decay is None else jax.tree.map(jnp.copy, params)
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema_params)
+    averages = {name: jax.tree.map(jnp.copy, params) for name in average_decays(config.training)}
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema_params, averages)
 
 
 def abstract_state(config: Config, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> TrainState:

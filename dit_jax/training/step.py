@@ -4,12 +4,13 @@ Randomness is a function of (seed, step): every step folds its number into the r
 the global batch, so that they are the same on any mesh (JAX's threefry is partitionable).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from dit_jax.models.averages import DecayFn, update_averages
 from dit_jax.training.state import TrainState
 from dit_jax.types import Array, Batch, Params, PRNGKey
 
@@ -18,27 +19,56 @@ LossFn = Callable[[Params, Batch, PRNGKey], dict[str, Array]]
 
 
 def make_train_step(
-    loss_fn: LossFn, optimizer: optax.GradientTransformation, ema_decay: float | None, seed: int
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    ema_decay: float | None,
+    seed: int,
+    average_decays: Mapping[str, DecayFn] | None = None,
+    accumulation_steps: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """Returns the pure update (state, batch) -> (state, metrics); metrics are scalars float32."""
 
+    def mean_loss(params: Params, batch: Batch, key: PRNGKey) -> tuple[Array, dict[str, Array]]:
+        terms = {name: term.mean() for name, term in loss_fn(params, batch, key).items()}
+        return terms["loss"], terms
+
+    gradient_fn = jax.grad(mean_loss, has_aux=True)
+    if accumulation_steps > 1:
+        gradient_fn = accumulated(gradient_fn, accumulation_steps)
+
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-
-        def mean_loss(params: Params) -> tuple[Array, dict[str, Array]]:
-            terms = {name: term.mean() for name, term in loss_fn(params, batch, key).items()}
-            return terms["loss"], terms
-
-        gradients, metrics = jax.grad(mean_loss, has_aux=True)(state.params)
+        gradients, metrics = gradient_fn(state.params, batch, key)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = state.ema_params
         if ema_decay is not None:
             ema_params = optax.incremental_update(params, ema_params, 1.0 - ema_decay)
-        metrics["grad_norm"] = optax.global_norm(gradients)
-        return TrainState(state.step + 1, params, opt_state, ema_params), metrics
+        averages = update_averages(state.averages, params, state.step + 1, average_decays or {})
+        metrics["grad_norm"] = optax.tree.norm(gradients)
+        return TrainState(state.step + 1, params, opt_state, ema_params, averages), metrics
 
     return train_step
+
+
+def accumulated(gradient_fn: Callable, num_parts: int) -> Callable:
+    """Returns `gradient_fn` (params, batch, key) -> (gradients, metrics) as the mean over parts of the batch, in turn.
+
+    Only one part's activations are alive at a time. Every part takes its rows from all over the batch, so that the
+    devices that split the batch split every part; it draws from a key of its own.
+    """
+
+    def mean_fn(params: Params, batch: Batch, key: PRNGKey) -> tuple[Params, dict[str, Array]]:
+        parts = jax.tree.map(lambda x: x.reshape(-1, num_parts, *x.shape[1:]).swapaxes(0, 1), batch)
+        keys = jax.random.split(key, num_parts)
+
+        def add(total, part):
+            return jax.tree.map(lambda a, b: a + b / num_parts, total, gradient_fn(params, *part)), None
+
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient_fn, params, batch, key))
+        return jax.lax.scan(add, zeros, (parts, keys))[0]
+
+    return mean_fn
 
 
 def jit_train_step(train_step: Callable, state: TrainState) -> Callable:

@@ -15,6 +15,7 @@ from dit_jax.diffusion.losses import (
     mean_per_example,
     normal_cdf,
 )
+from dit_jax.diffusion.parameterization import target
 from dit_jax.diffusion.process import add_noise, make_process
 
 PROCESS = make_process(DiffusionConfig())
@@ -182,3 +183,21 @@ def test_model_is_called_once_with_x_t_its_timestep_and_the_labels():
     np.testing.assert_array_equal(t, STEPS)
     np.testing.assert_array_equal(labels, LABELS)
     np.testing.assert_allclose(x_t, add_noise(PROCESS, X_0, STEPS, NOISE), atol=1e-6)
+
+
+# Other predictions and weights
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "x_0", "v"])
+def test_min_snr_weighs_every_prediction_as_min_of_snr_and_gamma_on_x_0(prediction):
+    """The same error of x_0 costs the same, whatever the network predicts."""
+    process = make_process(DiffusionConfig(prediction=prediction, variance="fixed_small"))
+    error = 0.1
+    alpha_bar = process.alphas_cumprod[np.asarray(STEPS)]
+    in_units_of_x_0 = {"x_0": 1, "epsilon": np.sqrt(alpha_bar / (1 - alpha_bar)), "v": 1 / np.sqrt(1 - alpha_bar)}
+    off = error * np.broadcast_to(in_units_of_x_0[prediction], 4).reshape(-1, 1, 1, 1)
+    output = np.asarray(target(process, X_0, STEPS, NOISE)) + off
+    terms = hybrid_loss(process, lambda *inputs: jnp.asarray(output), X_0, STEPS, NOISE, LABELS, min_snr_gamma=5.0)
+    expected = np.minimum(alpha_bar / (1 - alpha_bar), 5.0) * error**2
+    np.testing.assert_allclose(terms["loss"], expected, rtol=2e-3)  # float32's rounding of the target beside the error
+    assert set(terms) == {"loss", "mse"}  # a fixed variance is not trained

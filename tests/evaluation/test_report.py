@@ -55,7 +55,7 @@ def test_the_page_holds_everything_itself(tmp_path):
     sources = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert all(source.startswith("data:") for source in sources) and "http" not in page and "url(" not in page
     assert page.count("<img") == 1 + 2 * 2  # the grid; the first and the last picture of each run
-    assert page.count("<svg") == 2 * 3  # loss, PSNR and speed of each run
+    assert page.count("<svg") == 2 * 3 + 2  # loss, PSNR and speed of each run; held-out loss and PSNR of both together
     assert "reconstructions, step 30" in page and "reconstructions, step 20" not in page
     assert [path.name for path in output.parent.iterdir()] == ["report.html"]
 

@@ -16,6 +16,7 @@ import pytest
 from dit_jax.checkpoint import Checkpoints, find_checkpoint
 from dit_jax.cli.train import autoencoder_task, diffusion_task
 from dit_jax.config import config_to_dict
+from dit_jax.evaluation.loaded import load
 from dit_jax.metrics.history import read_metrics
 from dit_jax.parallel.mesh import make_mesh
 from dit_jax.training import loop
@@ -62,11 +63,31 @@ def test_a_resumed_run_ends_with_the_bits_of_one_that_was_not_interrupted(stage,
     assert losses[0] == losses[1] and sorted(losses[0]) == [1, 2, 3, 4, 5, 6]
 
 
+def test_further_averages_survive_a_resumed_run_and_are_read_by_name_or_made_of_snapshots(folder, tmp_path):
+    averages = {"extra_ema_decays": (0.9,), "ema_lengths": (0.05, 0.1), "snapshot_every_steps": 2}
+    config = dit_config(folder, num_train_steps=6, **averages)
+    whole = train(config, tmp_path / "whole")
+    train(dit_config(folder, num_train_steps=4, **averages), tmp_path / "cut")
+    assert_same_bits(train(config, tmp_path / "cut"), whole)
+    for name in ("decay_0.9", "length_0.05"):
+        assert_same_bits(load(tmp_path / "cut", average=name).params, whole.averages[name])
+    # Of a length that was tracked, the reconstruction is that snapshot itself.
+    made = load(tmp_path / "cut", ema_length=0.1).params
+    for x, y in zip(jax.tree.leaves(made), jax.tree.leaves(whole.averages["length_0.1"]), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-5)
+    with pytest.raises(ValueError, match="has no average 'decay_0.5', only decay_0.9, length_0.05, length_0.1"):
+        load(tmp_path / "cut", average="decay_0.5")
+    with pytest.raises(ValueError, match="must be between 0 and 0.288"):
+        load(tmp_path / "cut", ema_length=0.3)
+
+
 def test_training_lowers_the_held_out_loss(folder, tmp_path):
-    config = autoencoder_config(folder, num_train_steps=40, eval_every_steps=2)
-    train(config, tmp_path / "run")
-    losses = [row["reconstruction"] for row in read_metrics(tmp_path / "run") if row["split"] == "eval"]
-    assert losses[-1] < 0.7 * losses[0]
+    losses = []
+    for num_steps in (2, 40):
+        workdir = tmp_path / f"run_{num_steps}"
+        train(autoencoder_config(folder, num_train_steps=num_steps, eval_every_steps=num_steps), workdir)
+        losses += [row["reconstruction"] for row in read_metrics(workdir) if row["split"] == "eval"]
+    assert len(losses) == 2 and losses[1] < 0.7 * losses[0]
 
 
 def test_a_workdir_has_what_people_look_at(folder, tmp_path):
