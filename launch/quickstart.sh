@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains an autoencoder and a DiT on Fashion-MNIST, draws samples and writes a page about it all, from nothing:
-# it makes a virtual environment and installs the project if needed, and fetches the data set. It is meant to take
-# less than 20 minutes on two CPU cores. Started again, it goes on where it stopped.
+# it makes a virtual environment and installs the project if needed, and fetches the data set. It takes a
+# quarter of an hour on two CPU cores. Started again, it goes on where it stopped.
 set -euo pipefail
 
 usage() {
