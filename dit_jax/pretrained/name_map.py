@@ -18,6 +18,8 @@ class Entry(NamedTuple):
     names: tuple[str, ...]  # theirs, joined along their first axis
     linear: bool = False  # theirs is [outputs, inputs], ours [inputs, outputs]
     patch_size: int | None = None  # theirs is a convolution over patches [outputs, channels, p, p], ours [p * p * C, D]
+    conv: bool = False  # theirs is [outputs, inputs, h, w], ours [h, w, inputs, outputs]
+    drop_kernel_axes: bool = False  # theirs is the [outputs, inputs] of a 1x1 convolution; read in either form
     copies: tuple[str, ...] = ()  # further tensors that must hold the same as the first
 
 
@@ -39,6 +41,8 @@ def from_tensors(entries: Sequence[Entry], tensors: Tensors, abstract: Params) -
     params: dict = {}
     for entry in entries:
         shape = shapes[entry.path].shape
+        if entry.drop_kernel_axes:
+            tensors = tensors | {name: _without_kernel_axes(tensors[name]) for name in entry.names}
         parts = _to_theirs(np.broadcast_to(np.float32(0), shape), entry)  # for their shapes
         for name, part in zip(entry.names, parts, strict=True):
             if tensors[name].shape != part.shape:
@@ -79,12 +83,22 @@ def flatten(tree: Params, prefix: str = "") -> Iterable[tuple[str, np.ndarray]]:
 def _to_ours(array: np.ndarray, entry: Entry) -> np.ndarray:
     if entry.patch_size:
         return rearrange(array, "d c p q -> (p q c) d")
+    if entry.conv:
+        array = array[:, :, None, None] if entry.drop_kernel_axes else array
+        return array.transpose(2, 3, 1, 0)
     return array.T if entry.linear else array
 
 
 def _to_theirs(array: np.ndarray, entry: Entry) -> list[np.ndarray]:
     if entry.patch_size:
         array = rearrange(array, "(p q c) d -> d c p q", p=entry.patch_size, q=entry.patch_size)
+    elif entry.conv:
+        array = array.transpose(3, 2, 0, 1)
+        array = array[:, :, 0, 0] if entry.drop_kernel_axes else array
     elif entry.linear:
         array = array.T
     return np.split(array, len(entry.names))
+
+
+def _without_kernel_axes(array: np.ndarray) -> np.ndarray:
+    return array[:, :, 0, 0] if array.ndim == 4 and array.shape[2:] == (1, 1) else array

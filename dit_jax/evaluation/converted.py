@@ -1,0 +1,304 @@
+"""Workdirs from released weights, and released forms from workdirs: what `dit-jax convert` does.
+
+A released form is a file of tensors, or a folder as diffusers has it. A converted workdir has a checkpoint of step 0
+with parameters alone.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from dit_jax.checkpoint import Checkpoints, find_checkpoint, restore_eval_params, write_config
+from dit_jax.config import (
+    AutoencoderConfig,
+    Config,
+    DataConfig,
+    DiffusionConfig,
+    DiTConfig,
+    LatentsConfig,
+    SamplingConfig,
+    TrainingConfig,
+    check_config,
+)
+from dit_jax.evaluation.loaded import AUTOENCODER_DIR
+from dit_jax.models.build import abstract_params, build_dit
+from dit_jax.nn.embeddings import sincos_2d
+from dit_jax.pretrained import autoencoder as autoencoder_names
+from dit_jax.pretrained import dit as dit_names
+from dit_jax.pretrained.files import read_tensors, write_tensors
+from dit_jax.pretrained.name_map import Entry, Tensors, flatten, from_tensors, to_tensors
+
+STAGES = {"dit": "diffusion", "autoencoder": "autoencoder"}
+DIFFUSERS_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+DIFFUSERS_FOLDERS = {"dit": "transformer", "autoencoder": "vae"}  # of a pipeline
+LATENT_FACTOR, LATENT_SCALE = 8, 0.18215  # of the autoencoder that the released DiTs were trained with (section 4)
+HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # of the paper's widths (table 1): no tensor tells
+
+
+def import_weights(
+    kind: str, source: pathlib.Path, output: pathlib.Path, config: Config | None, autoencoder: str | None
+) -> list[str]:
+    """Writes a workdir with a checkpoint of step 0; returns notes on what was left out.
+
+    Args:
+      kind: "dit" or "autoencoder"; source: a file, or a folder of diffusers.
+      output: the workdir, which must not exist yet.
+      config: of the workdir; None: what the weights tell, and otherwise as released.
+      autoencoder: workdir of a DiT's autoencoder, which is copied; None: the workdir will sample latents.
+
+    Raises:
+      ValueError: where the weights do not fit, naming the tensor; nothing is written then.
+    """
+    is_folder = source.is_dir()
+    shape, tensors, notes = (read_diffusers if is_folder else read_file)(kind, source)
+    try:
+        config = released_config(kind, shape) if config is None else config
+        check_shape(kind, config, shape)
+        abstract = abstract_params(config)
+        params = from_tensors(entries_of(kind, config, is_folder), tensors, abstract)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    if autoencoder:
+        _, autoencoder_config = find_checkpoint(autoencoder)
+        if autoencoder_config.stage != "autoencoder":
+            raise ValueError(f"--autoencoder={autoencoder} is a run of stage {autoencoder_config.stage!r}")
+    with written_aside(output) as temporary:
+        temporary.mkdir()
+        if autoencoder:
+            ignore = shutil.ignore_patterns("samples", "metrics")
+            shutil.copytree(autoencoder, temporary / AUTOENCODER_DIR, ignore=ignore)
+        write_config(temporary, config)
+        with Checkpoints(temporary, max_to_keep=1) as checkpoints:
+            checkpoints.save(0, {"params": params}, config)
+    return notes
+
+
+def export_weights(kind: str, workdir: pathlib.Path, output: pathlib.Path) -> None:
+    """Writes a workdir's weights for evaluation: a file in the released form, or (no suffix) a diffusers folder."""
+    step, config = find_checkpoint(workdir)
+    if config.stage != STAGES[kind]:
+        raise ValueError(f"--input={workdir} is a run of stage {config.stage!r}, not of --kind={kind}")
+    check_known_form(kind, config)
+    params = restore_eval_params(workdir, step, abstract_params(config))
+    if output.suffix:
+        tensors = to_tensors(entries_of(kind, config, diffusers=False), params)
+        if kind == "dit":
+            rows, columns = (side // config.dit.patch_size for side in config.input_shape[:2])
+            tensors[dit_names.POSITION_TABLE] = sincos_2d(rows, columns, config.dit.width)[None]
+        write_tensors(output, tensors)
+        return
+    with written_aside(output) as temporary:
+        temporary.mkdir()
+        values = {"dit": diffusers_dit_config, "autoencoder": diffusers_autoencoder_config}[kind](config)
+        (temporary / "config.json").write_text(json.dumps(values, indent=2) + "\n")
+        write_tensors(temporary / DIFFUSERS_WEIGHTS[0], to_tensors(entries_of(kind, config, diffusers=True), params))
+
+
+@contextmanager
+def written_aside(output: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a path beside `output` to write a folder to, which then takes its place; nothing is left of a failure."""
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def entries_of(kind: str, config: Config, diffusers: bool) -> list[Entry]:
+    """Returns the names of a model's tensors in one of its two forms."""
+    if kind == "dit":
+        make = dit_names.diffusers_entries if diffusers else dit_names.released_entries
+        return make(config.dit.depth, config.dit.patch_size)
+    make = autoencoder_names.diffusers_entries if diffusers else autoencoder_names.compvis_entries
+    paths = (path for path, _ in flatten(abstract_params(config)))
+    widens = {path.removesuffix("/nin_shortcut/kernel") for path in paths if path.endswith("/nin_shortcut/kernel")}
+    autoencoder = config.autoencoder
+    num_levels = len(autoencoder.channel_multipliers)
+    return make(num_levels, autoencoder.num_res_blocks, autoencoder.attention_levels, widens)
+
+
+def read_file(kind: str, path: pathlib.Path) -> tuple[dict[str, Any], Tensors, list[str]]:
+    """Returns the shape of the model in a file of the released form, its tensors, and notes on what was left out."""
+    tensors = read_tensors(path)
+    try:
+        if kind == "dit":
+            shape, notes = dit_names.released_shape(tensors), []
+            check_position_table(tensors.pop(dit_names.POSITION_TABLE), shape)
+        else:
+            tensors, left_out = autoencoder_names.without_prefix(tensors)
+            shape = autoencoder_names.compvis_shape(tensors)
+            notes = [
+                f"left out, not the autoencoder's: {len(left_out)} tensors such as {name!r}" for name in left_out[:1]
+            ]
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return shape, tensors, notes
+
+
+def check_position_table(table: np.ndarray, shape: dict[str, Any]) -> None:
+    """Raises ValueError where a released file's position table is not the one that we compute."""
+    rows = shape["height"] // shape["patch_size"]
+    expected = sincos_2d(rows, rows, shape["width"])[None]
+    if table.shape != expected.shape or not np.allclose(table, expected, rtol=0, atol=1e-5):
+        raise ValueError(f"tensor {dit_names.POSITION_TABLE!r} must be DiT's sine-cosine table, which is computed here")
+
+
+def read_diffusers(kind: str, folder: pathlib.Path) -> tuple[dict[str, Any], Tensors, list[str]]:
+    """Returns the same of a folder of diffusers: a model's, or the pipeline's that it is in."""
+    inner = folder / DIFFUSERS_FOLDERS[kind]
+    folder = inner if inner.is_dir() else folder
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"--input={folder} must be a workdir (with checkpoints/) or a diffusers folder (config.json)")
+    try:
+        values = json.loads(path.read_text())
+        shape = {"dit": diffusers_dit_shape, "autoencoder": diffusers_autoencoder_shape}[kind](values)
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise ValueError(f"{path} is not the config of a diffusers model of --kind={kind} ({error!r})") from error
+    numbers = [n for value in shape.values() for n in (value if isinstance(value, tuple) else (value,))]
+    if not all(isinstance(n, int) and n >= 0 for n in numbers):
+        raise ValueError(f"{path}: {shape} must be whole numbers")
+    weights = [folder / name for name in DIFFUSERS_WEIGHTS if (folder / name).is_file()]
+    if not weights:
+        raise ValueError(f"{folder} has none of {', '.join(DIFFUSERS_WEIGHTS)}")
+    tensors = read_tensors(weights[0])
+    return shape, autoencoder_names.with_new_attention_names(tensors) if kind == "autoencoder" else tensors, []
+
+
+def released_config(kind: str, shape: dict[str, Any]) -> Config:
+    """Returns the config of a model of this shape, in all else as the released models were trained."""
+    training = TrainingConfig(num_train_steps=400_000)
+    if kind == "autoencoder":
+        names = {field.name for field in dataclasses.fields(AutoencoderConfig)}
+        config = Config(
+            stage="autoencoder",
+            data=DataConfig(
+                name="imagenet2012", image_size=256, channels=shape["image_channels"], eval_split="validation"
+            ),
+            training=training,
+            autoencoder=AutoencoderConfig(**{name: value for name, value in shape.items() if name in names}),
+        )
+    else:
+        width, height, channels = shape["width"], shape["height"], shape["channels"]
+        num_heads = shape.get("num_heads") or HEADS.get(width)
+        if num_heads is None:
+            raise ValueError(f"the weights do not tell the number of heads of width {width}; give --config=FILE")
+        learned = shape["out_channels"] == 2 * channels
+        config = Config(
+            stage="diffusion",
+            data=DataConfig(
+                name="imagenet2012",
+                image_size=LATENT_FACTOR * height,
+                num_classes=shape["num_classes"],
+                eval_split="validation",
+            ),
+            training=training,
+            dit=DiTConfig(depth=shape["depth"], width=width, num_heads=num_heads, patch_size=shape["patch_size"]),
+            latents=LatentsConfig(shape=(height, height, channels), scale=LATENT_SCALE),
+            diffusion=DiffusionConfig(variance="learned_range" if learned else "fixed_large"),
+            sampling=SamplingConfig(cfg_channels=min(3, channels)),
+        )
+    check_config(config)
+    return config
+
+
+def check_shape(kind: str, config: Config, shape: dict[str, Any]) -> None:
+    """Raises ValueError where a config describes another model than the one that was read."""
+    if config.stage != STAGES[kind]:
+        raise ValueError(f"--config must be of stage {STAGES[kind]!r}, not {config.stage!r}")
+    check_known_form(kind, config)
+    if kind == "dit":
+        model = build_dit(config)
+        ours = {name: getattr(model, name, None) for name in shape}
+        ours |= {"height": config.input_shape[0], "channels": config.input_shape[-1]}
+    else:
+        ours = dataclasses.asdict(config.autoencoder) | {"image_channels": config.data.channels}
+    differences = [f"{name} {ours[name]} (weights: {value})" for name, value in shape.items() if ours[name] != value]
+    if differences:
+        raise ValueError(f"the weights are of another model than the config: {'; '.join(differences)}")
+
+
+def check_known_form(kind: str, config: Config) -> None:
+    """Raises ValueError where other programs have no form for a model."""
+    if kind == "dit":
+        dit, (height, width, _) = config.dit, config.input_shape
+        if dit.conditioning != ("adaln_zero",) or not dit.class_conditional or height != width:
+            raise ValueError("only a class-conditional adaLN-Zero DiT of square inputs has a released form")
+
+
+def diffusers_dit_shape(values: dict[str, Any]) -> dict[str, int]:
+    """Returns the shape of a `DiTTransformer2DModel` from its config."""
+    return {
+        "depth": values["num_layers"],
+        "num_heads": values["num_attention_heads"],
+        "width": values["num_attention_heads"] * values["attention_head_dim"],
+        "patch_size": values["patch_size"],
+        "num_classes": values["num_embeds_ada_norm"],
+        "height": values["sample_size"],
+        "channels": values["in_channels"],
+        "out_channels": values.get("out_channels") or values["in_channels"],
+    }
+
+
+def diffusers_dit_config(config: Config) -> dict[str, Any]:
+    """Returns the config of a `DiTTransformer2DModel`."""
+    dit = config.dit
+    height, _, channels = config.input_shape
+    return {
+        "_class_name": "DiTTransformer2DModel",
+        "num_attention_heads": dit.num_heads,
+        "attention_head_dim": dit.width // dit.num_heads,
+        "in_channels": channels,
+        "out_channels": build_dit(config).out_channels,
+        "num_layers": dit.depth,
+        "sample_size": height,
+        "patch_size": dit.patch_size,
+        "num_embeds_ada_norm": config.data.num_classes,
+        "activation_fn": "gelu-approximate",
+        "attention_bias": True,
+        "norm_type": "ada_norm_zero",
+        "norm_elementwise_affine": False,
+        "norm_eps": 1e-6,
+    }
+
+
+def diffusers_autoencoder_shape(values: dict[str, Any]) -> dict[str, Any]:
+    """Returns the shape of an `AutoencoderKL` from its config."""
+    widths, blocks = values["block_out_channels"], values["down_block_types"]
+    return {
+        "base_channels": widths[0],
+        "channel_multipliers": tuple(width // widths[0] for width in widths),
+        "num_res_blocks": values["layers_per_block"],
+        "attention_levels": tuple(level for level, block in enumerate(blocks) if block.startswith("Attn")),
+        "latent_channels": values["latent_channels"],
+        "num_groups": values.get("norm_num_groups", 32),
+        "image_channels": values["in_channels"],
+    }
+
+
+def diffusers_autoencoder_config(config: Config) -> dict[str, Any]:
+    """Returns the config of an `AutoencoderKL`."""
+    autoencoder = config.autoencoder
+    levels = range(len(autoencoder.channel_multipliers))
+    down = ["AttnDown" if level in autoencoder.attention_levels else "Down" for level in levels]
+    return {
+        "_class_name": "AutoencoderKL",
+        "in_channels": config.data.channels,
+        "out_channels": config.data.channels,
+        "down_block_types": [f"{name}EncoderBlock2D" for name in down],
+        "up_block_types": [f"{name.replace('Down', 'Up')}DecoderBlock2D" for name in reversed(down)],
+        "block_out_channels": [autoencoder.base_channels * m for m in autoencoder.channel_multipliers],
+        "layers_per_block": autoencoder.num_res_blocks,
+        "act_fn": "silu",
+        "latent_channels": autoencoder.latent_channels,
+        "norm_num_groups": autoencoder.num_groups,
+        "sample_size": config.data.image_size,
+    }
