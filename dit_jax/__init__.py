@@ -9,8 +9,17 @@ if typing.TYPE_CHECKING:
 __all__ = ["load"]
 
 
-def load(workdir: str | os.PathLike, step: int | None = None) -> "LoadedModel":
-    """Returns the model of a workdir's newest checkpoint (or of `step`); see `LoadedModel` for what it can do."""
+def load(
+    workdir: str | os.PathLike,
+    step: int | None = None,
+    *,
+    average: str | None = None,
+    ema_length: float | None = None,
+) -> "LoadedModel":
+    """Returns the model of a workdir's newest checkpoint (or of `step`); see `LoadedModel` for what it can do.
+
+    average, ema_length: other averages of the weights than the run's main one (`evaluation.loaded.load`).
+    """
     from dit_jax.evaluation import loaded  # JAX is imported when a model is wanted, not with the package
 
-    return loaded.load(workdir, step)
+    return loaded.load(workdir, step, average=average, ema_length=ema_length)

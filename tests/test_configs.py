@@ -1,6 +1,7 @@
 """Every file in configs/ is a run that can be built, at the size that it promises."""
 
 import pathlib
+import re
 
 import jax
 import pytest
@@ -14,27 +15,35 @@ from dit_jax.parallel.rules import describe_shardings, tree_shardings
 from dit_jax.training.optimizer import make_optimizer
 from dit_jax.training.state import abstract_state
 
-FILES = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+FOLDER = pathlib.Path(__file__).parents[1] / "configs"
+FILES = sorted(FOLDER.glob("*.py"))
 # Trainable parameters of the papers' models (arXiv:2212.09748, table 4 and its code; arXiv:2112.10752, table 8).
 PAPER_PARAMETERS = {
-    "dit_s2_imagenet256": 32_865_056,
-    "dit_b2_imagenet256": 130_315_808,
-    "dit_l2_imagenet256": 457_840_672,
-    "dit_xl2_imagenet256": 674_834_720,
-    "dit_xl2_imagenet512": 674_834_720,
+    "dit_imagenet.py": 674_834_720,
+    "dit_imagenet.py:S/2": 32_865_056,
+    "dit_imagenet.py:B/4": 130_426_496,
+    "dit_imagenet.py:L/8": 458_578_432,
+    "dit_imagenet.py:XL/2-512": 674_834_720,
+    "autoencoder_kl.py": 83.65,  # in millions
+    "autoencoder_kl.py:f4": 55.31,
+    "autoencoder_kl.py:f8": 83.65,
+    "autoencoder_kl.py:f16": 69.61,
+    "autoencoder_kl.py:f32": 103.88,
 }
+RUNS = sorted({path.name for path in FILES} | set(PAPER_PARAMETERS))
 
 
-@pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)
+@pytest.fixture(scope="module", params=RUNS)
 def built(request):
-    """A config file's path, its config and its abstract parameters."""
-    config = load_config(str(request.param))
-    return request.param, config, abstract_params(config)
+    """A config file's path with an argument, its config and its abstract parameters."""
+    config = load_config(str(FOLDER / request.param))
+    return FOLDER / request.param, config, abstract_params(config)
 
 
 def test_file_opens_with_its_command_and_builds_without_memory(built):
     path, config, params = built
-    assert f"dit-jax train --config=configs/{path.name} --workdir=" in path.read_text()
+    file = path.name.partition(":")[0] if path.parent == FOLDER else "dit_imagenet.py"  # S/2 is no folder
+    assert re.search(rf"dit-jax train --config=configs/{file}(:\S+)? --workdir=", (FOLDER / file).read_text())
     output = jax.eval_shape(build_model(config).apply, {"params": params}, *abstract_inputs(config, batch_size=2))
     height, width, channels = config.input_shape
     if config.stage == "diffusion":
@@ -45,12 +54,12 @@ def test_file_opens_with_its_command_and_builds_without_memory(built):
 
 def test_model_has_the_papers_parameters(built):
     path, _, params = built
-    if path.stem in PAPER_PARAMETERS:
-        assert count_params(params) == PAPER_PARAMETERS[path.stem]
-    elif path.stem == "autoencoder_kl_f8":
-        assert round(count_params(params) / 1e6, 2) == 83.65
+    name = str(path.relative_to(FOLDER))
+    if name in PAPER_PARAMETERS:
+        count = count_params(params)
+        assert PAPER_PARAMETERS[name] in (count, round(count / 1e6, 2))
     else:
-        assert path.stem.startswith("fashion_mnist")  # ours; a new config of a paper's model belongs in the table
+        assert name.startswith("fashion_mnist")  # ours; a new config of a paper's model belongs in the table
 
 
 def test_shardings_resolve_on_one_device_and_on_eight(built):
@@ -80,8 +89,10 @@ def test_config_survives_its_dict(built):
     assert config_from_dict(config_to_dict(config)) == config
 
 
-def test_every_size_of_the_paper_has_its_files():
-    assert set(PAPER_PARAMETERS) | {"autoencoder_kl_f8"} <= {path.stem for path in FILES}
+def test_unknown_name_of_a_paper_model_lists_those_there_are():
+    for argument, message in (("dit_imagenet.py:XXL/2", "must be one of S/8, S/4"), ("autoencoder_kl.py:f2", "f4, f8")):
+        with pytest.raises(ValueError, match=message):
+            load_config(str(FOLDER / argument))
 
 
 def test_quick_starts_latents_are_those_of_its_autoencoder():

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"stage {config.stage}" + (f", checkpoint of step {step}" if step is not None else ""))
     print(f"{info['parameters']:,} parameters, {info['macs'] / 1e9:.4g} Gflops (multiply-adds of one forward pass)")
     for name, count in info["modules"].items():
-        print(f"  {name:<20} {count:>15,}")
+        print(f"  {name:<20} {count:>15,} {info['module_macs'][name] / 1e9:>12.4g} G")
     print(f"shardings over {info['shardings']['mesh']}; what is not listed is replicated")
     for path, spec in info["shardings"]["split"].items():
         print(f"  {path:<60} {spec}")

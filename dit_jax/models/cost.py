@@ -3,6 +3,7 @@
 The papers' "Gflops" are multiply-adds of one forward pass of one image.
 """
 
+import collections
 import math
 import re
 from collections.abc import Callable
@@ -16,14 +17,29 @@ from dit_jax.types import Params
 
 
 def describe_cost(config: Config) -> dict:
-    """Returns a config's `parameters`, those of its `modules` by name, and the `macs` of one example's forward pass."""
+    """Returns a config's `parameters`, the `macs` of one example's forward pass, and both by module.
+
+    `modules` and `module_macs` are by the name of the network's direct children, all blocks together.
+    """
     params, model = abstract_params(config), build_model(config)
-    modules: dict[str, int] = {}
+    modules = {_without_number(name): 0 for name in params}
+    module_macs = dict(modules)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        name = re.sub(r"^blocks_\d+$", "blocks", path[0].key)
-        modules[name] = modules.get(name, 0) + math.prod(leaf.shape)
-    macs = count_macs(lambda p, *inputs: model.apply({"params": p}, *inputs), params, *abstract_inputs(config))
-    return {"parameters": count_params(params), "macs": macs, "modules": modules}
+        modules[_without_number(path[0].key)] += math.prod(leaf.shape)
+    by_scope = macs_by_scope(lambda p, *inputs: model.apply({"params": p}, *inputs), params, *abstract_inputs(config))
+    for scope, macs in by_scope.items():
+        child = next(name for name in scope.split("/") if name in params)  # Flax names a module's operations after it
+        module_macs[_without_number(child)] += macs
+    return {
+        "parameters": count_params(params),
+        "macs": sum(by_scope.values()),
+        "modules": modules,
+        "module_macs": module_macs,
+    }
+
+
+def _without_number(name: str) -> str:
+    return re.sub(r"^blocks_\d+$", "blocks", name)
 
 
 def count_params(params: Params) -> int:
@@ -33,22 +49,34 @@ def count_params(params: Params) -> int:
 
 def count_macs(function: Callable, *args) -> int:
     """Returns the multiply-adds of the matmuls and convolutions of `function(*args)`; args may be abstract."""
-    return _jaxpr_macs(jax.make_jaxpr(function)(*args).jaxpr)
+    return sum(macs_by_scope(function, *args).values())
 
 
-def _jaxpr_macs(jaxpr: core.Jaxpr) -> int:
-    return sum(_equation_macs(equation) for equation in jaxpr.eqns)
+def macs_by_scope(function: Callable, *args) -> collections.Counter[str]:
+    """Returns the same by the `named_scope` of the operation, joined by "/"."""
+    counts: collections.Counter[str] = collections.Counter()
+    _add_macs(counts, jax.make_jaxpr(function)(*args).jaxpr, "", 1)
+    return counts
+
+
+def _add_macs(counts: collections.Counter[str], jaxpr: core.Jaxpr, scope: str, times: int) -> None:
+    for equation in jaxpr.eqns:
+        inner_scope = f"{scope}/{equation.source_info.name_stack}"
+        if macs := _equation_macs(equation):
+            counts[inner_scope] += times * macs
+        trips = equation.params["length"] if equation.primitive.name == "scan" else 1
+        for param in equation.params.values():
+            inner = param.jaxpr if isinstance(param, core.ClosedJaxpr) else param
+            if isinstance(inner, core.Jaxpr):
+                _add_macs(counts, inner, inner_scope, times * trips)
 
 
 def _equation_macs(equation: core.JaxprEqn) -> int:
-    params = equation.params
     if equation.primitive.name == "dot_general":
-        (contracted, _), _ = params["dimension_numbers"]
+        (contracted, _), _ = equation.params["dimension_numbers"]
         shape = equation.invars[0].aval.shape
         return math.prod(equation.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
     if equation.primitive.name == "conv_general_dilated":
-        kernel, spec = equation.invars[1].aval.shape, params["dimension_numbers"].rhs_spec
+        kernel, spec = equation.invars[1].aval.shape, equation.params["dimension_numbers"].rhs_spec
         return math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // kernel[spec[0]]
-    trips = params["length"] if equation.primitive.name == "scan" else 1
-    inner = [p.jaxpr if isinstance(p, core.ClosedJaxpr) else p for p in params.values()]
-    return trips * sum(_jaxpr_macs(p) for p in inner if isinstance(p, core.Jaxpr))
+    return 0

@@ -104,12 +104,14 @@ def test_size_has_the_papers_parameters_and_gflops(name, image_size):
     parameters, gflops = PAPER[name, image_size]
     cost = describe_cost(paper_config(name, image_size))
     assert cost["parameters"] == (parameters or PAPER[name, 256][0]) == sum(cost["modules"].values())
+    assert sum(cost["module_macs"].values()) == cost["macs"] and cost["module_macs"].keys() == cost["modules"].keys()
     # The table is rounded to 0.01, which is more than 0.5 % of the smallest models.
     np.testing.assert_allclose(cost["macs"] / 1e9, gflops, rtol=0.005, atol=0.005)
     size = dit_size(name)
     depth, D, p = size["depth"], size["width"], size["patch_size"]
     T = (image_size // 8 // p) ** 2
     blocks = depth * (12 * T * D**2 + 2 * T**2 * D + 6 * D**2)
+    assert cost["module_macs"]["blocks"] == blocks
     assert cost["macs"] == blocks + T * 4 * p**2 * D + T * D * 8 * p**2 + 2 * D**2 + 256 * D + D**2
 
 

@@ -13,10 +13,10 @@ import jax
 import numpy as np
 import pytest
 
+import dit_jax
 from dit_jax.checkpoint import Checkpoints, find_checkpoint
 from dit_jax.cli.train import autoencoder_task, diffusion_task
 from dit_jax.config import config_to_dict
-from dit_jax.evaluation.loaded import load
 from dit_jax.metrics.history import read_metrics
 from dit_jax.parallel.mesh import make_mesh
 from dit_jax.training import loop
@@ -70,15 +70,15 @@ def test_further_averages_survive_a_resumed_run_and_are_read_by_name_or_made_of_
     train(dit_config(folder, num_train_steps=4, **averages), tmp_path / "cut")
     assert_same_bits(train(config, tmp_path / "cut"), whole)
     for name in ("decay_0.9", "length_0.05"):
-        assert_same_bits(load(tmp_path / "cut", average=name).params, whole.averages[name])
+        assert_same_bits(dit_jax.load(tmp_path / "cut", average=name).params, whole.averages[name])
     # Of a length that was tracked, the reconstruction is that snapshot itself.
-    made = load(tmp_path / "cut", ema_length=0.1).params
+    made = dit_jax.load(tmp_path / "cut", ema_length=0.1).params
     for x, y in zip(jax.tree.leaves(made), jax.tree.leaves(whole.averages["length_0.1"]), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-5)
     with pytest.raises(ValueError, match="has no average 'decay_0.5', only decay_0.9, length_0.05, length_0.1"):
-        load(tmp_path / "cut", average="decay_0.5")
+        dit_jax.load(tmp_path / "cut", average="decay_0.5")
     with pytest.raises(ValueError, match="must be between 0 and 0.288"):
-        load(tmp_path / "cut", ema_length=0.3)
+        dit_jax.load(tmp_path / "cut", ema_length=0.3)
 
 
 def test_training_lowers_the_held_out_loss(folder, tmp_path):
