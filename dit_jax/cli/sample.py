@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--num_samples={args.num_samples} must be positive")
     if args.num_frames < 0:
         raise ValueError(f"--num_frames={args.num_frames} must not be negative")
+    settings = {"num_steps": parse_steps(args.steps), "seed": args.seed}
     from dit_jax.checkpoint import find_checkpoint
 
     _, config = find_checkpoint(args.workdir)
@@ -56,7 +57,6 @@ def run(args: argparse.Namespace) -> None:
 
     labels = np.resize(np.array(classes, np.int32), args.num_samples)
     model = dataclasses.replace(load(args.workdir, average=args.average, ema_length=args.ema_length), config=config)
-    settings = {"num_steps": parse_steps(args.steps), "seed": args.seed}
     images = model.sample(labels, progress=True, **settings)
     np.savez_compressed(output / "samples.npz", arr_0=images, labels=labels)
     if images.dtype != np.uint8:
