@@ -49,11 +49,35 @@ class DataConfig:
     data_dir: str | None = field(None, fixed=False)  # where TFDS keeps prepared data; None: TFDS's own default
     raw_dir: str | None = field(None, fixed=False)  # raw files (TFDS's manual ones too), if the host does not answer
     num_threads: int = field(4, fixed=False)  # reading threads of each process
+    extra_fields: tuple[str, ...] = field((), fixed=False)  # of an example, kept in a latent cache, such as "caption"
+
+
+@dataclasses.dataclass(frozen=True)
+class CodebookConfig:
+    """The codes of a VQ autoencoder (VQ-VAE, arXiv:1711.00937; VQGAN, arXiv:2012.09841)."""
+
+    num_codes: int
+    update: Literal["gradient", "ema"] = "gradient"  # ema: codes are moving means of what they stand for (appendix A.1)
+    decay: float = 0.99  # of those means, and of the usage of each code
+    loss_weight: float = 1.0
+    commitment_weight: float = 0.25  # beta: pulls the encoder to its codes
+    # A code used less than this share of the codes' mean usage becomes an output of the encoder; None: never.
+    restart_usage: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class DiscriminatorConfig:
+    """The patch discriminator (PatchGAN, arXiv:1611.07004) and its hinge loss, as LDM trains with them."""
+
+    num_layers: int = 3  # with stride 2
+    base_channels: int = 64
+    start_step: int = 50_001  # neither judges nor learns before
+    weight: float = 0.5  # times the adaptive weight (VQGAN, equation 7)
 
 
 @dataclasses.dataclass(frozen=True)
 class AutoencoderConfig:
-    """The convolutional autoencoder of LDM (arXiv:2112.10752, appendix G), KL-regularised."""
+    """The convolutional autoencoder of LDM (arXiv:2112.10752, appendix G) and what it is trained with."""
 
     base_channels: int = 128
     channel_multipliers: tuple[int, ...] = (1, 2, 4, 4)  # a level each; the resolution halves between levels
@@ -62,15 +86,22 @@ class AutoencoderConfig:
     latent_channels: int = 4
     num_groups: int = 32  # of every GroupNorm
     reconstruction_loss: Literal["l1", "l2"] = "l1"
+    perceptual_weight: float = 0.0  # of LPIPS, in the reconstruction loss; LDM: 1
+    lpips_path: str = field("weights/lpips_vgg16.safetensors", fixed=False)  # what `dit-jax convert --kind=lpips` wrote
+    learn_log_variance: bool = False  # of the reconstruction's likelihood, one number; False: 0
     kl_weight: float = 1e-6  # on the KL summed over an image, against the reconstruction loss so summed (LDM code)
+    codebook: CodebookConfig | None = None  # VQ; None: KL-regularised
+    discriminator: DiscriminatorConfig | None = None
+    frozen_encoder: bool = False  # train the decoder alone: the latents stay what they are
 
 
 @dataclasses.dataclass(frozen=True)
 class LatentsConfig:
-    """The latent cache that a diffusion run trains on; without this section it trains on pixels."""
+    """The latents that a diffusion run trains on; without this section it trains on pixels."""
 
     shape: tuple[int, int, int]  # (H, W, C) of one latent, as the autoencoder makes it
-    path: str | None = field(None, fixed=False)  # what `dit-jax encode --output` wrote
+    path: str | None = field(None, fixed=False)  # a cache: what `dit-jax encode --output` wrote
+    encode_with: str | None = field(None, fixed=False)  # instead of a cache: the workdir of what encodes in each step
     scale: float | None = field(None, recorded=True)  # latents are multiplied by it; None: the cache's, 1/std
     autoencoder: str | None = field(None, recorded=True)  # SHA-256 of what made them; None: whatever made the cache
 
@@ -122,6 +153,7 @@ class TrainingConfig:
     """How long, how large, how often."""
 
     num_train_steps: int = field(fixed=False)
+    init_from: str | None = None  # the workdir whose weights for evaluation a run starts with; None: random ones
     global_batch_size: int = 256  # over all devices of all processes
     accumulation_steps: int = field(1, fixed=False)  # parts of a batch whose gradients are added up: less memory
     ema_decay: float | None = 0.9999  # of the weights that sampling and evaluation use; None: no EMA
@@ -152,6 +184,8 @@ class SamplingConfig:
     x_0_percentile: float | None = None  # where this of |x_0| is above the limit, scale it down to it (Imagen)
     eta: float = 0.0  # DDIM's noise (arXiv:2010.02502, eq. 16); 0 is deterministic
     batch_size: int = 64  # images per device call
+    decode_batch_size: int = 16  # of them decoded at once: the autoencoder's activations are far larger than the DiT's
+    decode_tile: int | None = None  # latents wider or higher than this are decoded by tiles of it; None: whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,6 +226,9 @@ class Config:
 # The sections a stage uses; a section of another stage would be silently ignored, so it is an error.
 STAGE_SECTIONS = {"autoencoder": ("autoencoder",), "diffusion": ("dit", "diffusion", "sampling", "latents")}
 OPTIONAL_SECTIONS = ("latents",)
+
+
+LPIPS_MIN_SIZE = 16  # pixels a side: VGG-16 halves them four times
 
 
 def load_config(path_and_arg: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
@@ -309,14 +346,56 @@ def _check_autoencoder(config: Config) -> None:
             f"config.autoencoder.num_groups={autoencoder.num_groups} must divide every level's channels; "
             f"base_channels x {multiplier} = {channels}",
         )
+    _check_autoencoder_loss(config)
+
+
+def _check_autoencoder_loss(config: Config) -> None:
+    autoencoder, size = config.autoencoder, config.data.image_size
+    codebook, discriminator = autoencoder.codebook, autoencoder.discriminator
+    _require(
+        autoencoder.perceptual_weight == 0 or size >= LPIPS_MIN_SIZE,
+        f"config.data.image_size={size} must be at least {LPIPS_MIN_SIZE} for LPIPS; "
+        "or set config.autoencoder.perceptual_weight=0",
+    )
+    if codebook is not None:
+        _require(codebook.decay < 1, f"config.autoencoder.codebook.decay={codebook.decay} must be below 1")
+        share = codebook.restart_usage
+        _require(
+            share is None or 0 < share < 1,
+            f"config.autoencoder.codebook.restart_usage={share} must be between 0 and 1 (the mean usage), or None",
+        )
+    if discriminator is not None:
+        # Every stride halves the sides; two more layers of kernel 4 without a stride take one pixel each.
+        smallest = 3 * 2**discriminator.num_layers
+        _require(
+            size >= smallest,
+            f"config.data.image_size={size} must be at least {smallest} for a discriminator of "
+            f"num_layers={discriminator.num_layers}; lower it",
+        )
+    # What the discriminator and the codebook know of a batch is of the whole batch.
+    _require(
+        config.training.accumulation_steps == 1 or (discriminator is None and codebook is None),
+        f"config.training.accumulation_steps={config.training.accumulation_steps} must be 1 with a discriminator or a "
+        "codebook: their statistics are of a whole batch",
+    )
 
 
 def _check_diffusion(config: Config) -> None:
     dit, diffusion, sampling = config.dit, config.diffusion, config.sampling
     height, width, channels = config.input_shape
     _require(dit.mlp_ratio > 0, f"config.dit.mlp_ratio={dit.mlp_ratio} must be positive")
-    scale = config.latents.scale if config.latents else None
-    _require(scale != 0, f"config.latents.{scale=} must be positive, or None for the cache's")
+    latents = config.latents
+    if latents is not None:
+        _require(latents.scale != 0, f"config.latents.scale={latents.scale} must be positive, or None for the cache's")
+        _require(
+            latents.path is None or latents.encode_with is None,
+            f"config.latents.path={latents.path!r} and encode_with={latents.encode_with!r}: give one of them",
+        )
+        _require(
+            latents.encode_with is None or latents.scale is not None,
+            f"config.latents.encode_with={latents.encode_with!r} needs config.latents.scale, 1 / std of the latents; "
+            "0.18215 for Stable Diffusion's f8",
+        )
     _require(
         height % dit.patch_size == 0 and width % dit.patch_size == 0,
         f"config.dit.patch_size={dit.patch_size} must divide the input's {height} x {width}",
@@ -363,6 +442,9 @@ def check_sampling(sampling: SamplingConfig, num_timesteps: int, channels: int, 
         f"sampling {timesteps=} must ascend within 0 to {num_timesteps - 1}",
     )
     _require(sampling.batch_size > 0, f"sampling batch_size={sampling.batch_size} must be positive")
+    decode_batch_size, decode_tile = sampling.decode_batch_size, sampling.decode_tile
+    _require(decode_batch_size > 0, f"sampling {decode_batch_size=} must be positive")
+    _require(decode_tile is None or decode_tile >= 8, f"sampling {decode_tile=} must be 8 or more, or None for whole")
     _require(0 <= sampling.eta <= 1, f"sampling eta={sampling.eta} must be from 0 (deterministic) to 1 (ancestral)")
     _require(
         sampling.cfg_scale >= 0 and (sampling.cfg_scale == 1 or (dit.class_conditional and dit.label_dropout > 0)),
