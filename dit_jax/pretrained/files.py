@@ -1,7 +1,19 @@
-"""Files of named tensors: PyTorch's and safetensors', read without running any code in them, and written whole."""
+"""Files of named tensors: PyTorch's, safetensors' and pickles of NumPy arrays, read without running any code in them.
 
+They are written whole, or not at all.
+"""
+
+import gzip
+import io
+import math
 import os
 import pathlib
+import pickle
+import pickletools
+import tarfile
+import zlib
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -9,6 +21,18 @@ from dit_jax.pretrained.name_map import Tensors
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 NESTS = ("ema", "model", "state_dict")  # where training programs keep the weights, best first
+
+MAX_PICKLE_BYTES = 2**28  # LPIPS' is 59 MB
+MAX_PICKLE_OPCODES = 10_000  # LPIPS' has 1,200: 40 for an array
+MAX_PATH = 200  # letters in the keys to an array
+MAX_EXPANSION = 4  # of an archive's size, unpacked: weights hardly compress
+# What dicts of NumPy arrays are written with (protocols 3 and 4), and no more: no lists, no objects, no references
+# outside, no numbers without a bound on their size.
+PICKLE_OPCODES = (
+    "PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 BINUNICODE SHORT_BINUNICODE BINBYTES "
+    "SHORT_BINBYTES EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT SETITEM SETITEMS GLOBAL STACK_GLOBAL REDUCE "
+    "BUILD BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET"
+)
 
 
 def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -27,6 +51,36 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     if path.suffix in TORCH_SUFFIXES:
         return _read_torch(path)
     raise ValueError(f"{path} must end in .safetensors, {', '.join(TORCH_SUFFIXES)}")
+
+
+def read_pickled_arrays(path: str | os.PathLike, member: str | None = None) -> dict[str, np.ndarray]:
+    """Returns the arrays of a pickle of nested dicts, by their keys joined by "/", read-only.
+
+    Nothing in the pickle is run, or built but arrays of floats: see `_ArrayUnpickler`.
+
+    Args:
+      path: the pickle; member: or the `.tar.gz` that it is in, as the file whose name ends so. Nothing is unpacked to
+        disk.
+
+    Raises:
+      ValueError: where the file is damaged, too large, or holds anything but dicts of arrays.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    if path.stat().st_size > MAX_PICKLE_BYTES:
+        raise ValueError(f"{path} must be at most {MAX_PICKLE_BYTES:,} bytes, but has {path.stat().st_size:,}")
+    content = path.read_bytes() if member is None else _read_member(path, member)
+    try:
+        _check_opcodes(content)
+        tree = _ArrayUnpickler(io.BytesIO(content)).load()
+        return dict(_arrays_by_path(tree))
+    except Exception as error:  # what a made-up stream can raise in `pickle` is no short list
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{path} must be a pickle of dicts of NumPy arrays; it is damaged or another thing, and nothing of it was "
+            f"run ({reason}); fetch it again"
+        ) from error
 
 
 def write_tensors(path: str | os.PathLike, tensors: Tensors) -> None:
@@ -61,7 +115,6 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
     torch = _torch(path)
     import argparse
-    import pickle
 
     try:
         # DiT's training program keeps its flags beside the weights, as a Namespace: plain attributes, no code.
@@ -84,6 +137,108 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise ValueError(f"{path} must hold tensors by name; {name!r} is a {type(value).__name__}")
     return {name: value.detach().to(torch.float32).numpy() for name, value in content.items()}
+
+
+def _read_member(path: pathlib.Path, member: str) -> bytes:
+    """Returns a file in a `.tar.gz`; it is unpacked in memory, up to a bound, so that no header can ask for more."""
+    most = MAX_EXPANSION * path.stat().st_size + 2**20  # and the headers of small ones
+    try:
+        with gzip.open(path) as file:
+            archive = file.read(most + 1)
+        if len(archive) > most:
+            raise ValueError(f"{path} unpacks to more than {most:,} bytes, as weights of its size do not")
+        with tarfile.open(fileobj=io.BytesIO(archive), mode="r:") as tar:
+            for entry in tar:
+                if entry.isreg() and entry.name.endswith(member) and not entry.issparse():  # holes have any size
+                    return tar.extractfile(entry).read()
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is truncated or not a .tar.gz file ({error}); fetch it again") from error
+    raise ValueError(f"{path} must hold a file {member}, but does not; fetch it again")
+
+
+def _check_opcodes(content: bytes) -> None:
+    """Raises ValueError where a pickle has other opcodes than arrays need, or claims more than it has.
+
+    Python's own unpickler believes what a stream says of its sizes: ten bytes can make it reserve 64 GB for its memo.
+    """
+    allowed = PICKLE_OPCODES.split()
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
+        if opcode.name not in allowed:
+            raise ValueError(f"it has opcode {opcode.name}")
+        if count >= MAX_PICKLE_OPCODES:
+            raise ValueError(f"it has more than {MAX_PICKLE_OPCODES:,} opcodes")
+        if opcode.name in ("BINPUT", "LONG_BINPUT") and argument > count:
+            raise ValueError(f"it numbers its object {argument}, but has {count} opcodes before")
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Builds dicts, tuples, strings, numbers, and stand-ins for arrays and dtypes: nothing of NumPy's is called."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = _STAND_INS.get((module, name))
+        if found is None:
+            raise ValueError(f"it refers to {module}.{name}")
+        return found
+
+
+class _PickledDtype:
+    """Stands for `numpy.dtype`: a float's."""
+
+    def __init__(self, name: str, align: Any, copy: Any):
+        if name not in ("f2", "f4", "f8"):
+            raise ValueError(f"its arrays must be float, not of dtype {name!r}")
+        self.name, self.dtype = name, None
+
+    def __setstate__(self, state: tuple) -> None:
+        _, byte_order, *extras = state
+        if byte_order not in ("<", ">") or any(extra not in (None, -1, 0) for extra in extras):
+            raise ValueError(f"the state of a dtype is {state}")
+        self.dtype = np.dtype(byte_order + self.name)
+
+
+class _PickledArray:
+    """Stands for `numpy.ndarray`: a view of the bytes that the pickle holds for it, of a shape that fits them."""
+
+    def __init__(self, subtype: str, shape: Any, typecode: Any):
+        self.array = None
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, dtype, is_fortran, content = state
+        if type(dtype) is not _PickledDtype or dtype.dtype is None or type(content) is not bytes:
+            raise ValueError("an array in it is not one of floats")
+        if type(shape) is not tuple or not all(type(side) is int and side >= 0 for side in shape):
+            raise ValueError(f"an array in it has shape {shape}")
+        if math.prod(shape) * dtype.dtype.itemsize != len(content):
+            raise ValueError(f"an array in it of shape {shape} has {len(content):,} bytes")
+        self.array = np.frombuffer(content, dtype.dtype).reshape(shape, order="F" if is_fortran is True else "C")
+
+
+# A pickle can call and give state to what these return, so none is a function or a class of anyone else's.
+_STAND_INS = {
+    ("numpy.core.multiarray", "_reconstruct"): _PickledArray,  # NumPy 1
+    ("numpy._core.multiarray", "_reconstruct"): _PickledArray,
+    ("numpy", "ndarray"): "numpy.ndarray",
+    ("numpy", "dtype"): _PickledDtype,
+}
+
+
+def _arrays_by_path(tree: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields (keys joined by "/", array); a dict met twice is an error, since it may hold itself."""
+    pending, seen = [("", tree)], set()
+    while pending:
+        path, node = pending.pop()
+        if len(path) > MAX_PATH:
+            raise ValueError(f"its keys {path[:50]!r}... are longer than {MAX_PATH} letters")
+        if type(node) is _PickledArray and node.array is not None:
+            yield path, node.array
+            continue
+        if type(node) is not dict or id(node) in seen:
+            raise ValueError(f"{path!r} is a {type(node).__name__}, or a dict that is also elsewhere")
+        seen.add(id(node))
+        for key, value in node.items():
+            if type(key) is not str:
+                raise ValueError(f"a key is a {type(key).__name__}")
+            pending.append((f"{path}/{key}" if path else key, value))
 
 
 def _torch(path: pathlib.Path):
