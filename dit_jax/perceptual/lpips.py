@@ -132,7 +132,8 @@ def _max_pool(x: Array) -> Array:
 def _unit_length(features: Array) -> Array:
     """Returns features divided by their length over channels (plus epsilon).
 
-    The square root is taken of 1 where the length is 0: its gradient there would be infinite, and NaN times 0.
+    Where the length is 0, its gradient would be infinite, and NaN times 0. ReLU stops that if the features are 0, but
+    not if only their squares underflow; so the square root is taken of 1 there.
     """
     squared = jnp.sum(features**2, axis=-1, keepdims=True)
     length = jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1.0)), 0.0)

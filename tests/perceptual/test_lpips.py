@@ -58,14 +58,28 @@ def test_identical_images_have_no_distance_and_a_finite_gradient():
     np.testing.assert_allclose(gradient(random_lpips(), images, images), 0, atol=1e-6)
 
 
-def test_gradient_is_finite_where_all_features_are_zero():
-    """PyTorch's is NaN there: the square root of 0 has an infinite derivative."""
-    params = random_lpips()
-    dead = {name: layer | {"bias": layer["bias"] - 100} for name, layer in params["vgg16"].items()}
+def with_layers(params, change):
+    return params | {"vgg16": {name: change(layer) for name, layer in params["vgg16"].items()}}
+
+
+def test_gradient_is_zero_where_all_features_are_zero():
+    dead = with_layers(random_lpips(), lambda layer: layer | {"bias": layer["bias"] - 100})
     images, others = image_pairs(2, 16, 16, 3)
-    for features in lpips_features(params | {"vgg16": dead}, images):
+    for features in lpips_features(dead, images):
         np.testing.assert_array_equal(features, 0)
-    np.testing.assert_array_equal(gradient(params | {"vgg16": dead}, images, others), 0)
+    np.testing.assert_array_equal(gradient(dead, images, others), 0)
+
+
+def test_gradient_is_finite_where_squares_of_features_underflow():
+    """Their length is 0, yet ReLU lets the gradient through: PyTorch's is NaN there."""
+    tiny = with_layers(
+        random_lpips(), lambda layer: {"kernel": 1e-26 * layer["kernel"], "bias": 0 * layer["bias"] + 1e-25}
+    )
+    images, others = image_pairs(2, 16, 16, 3)
+    assert np.all(np.isfinite(gradient(tiny, images, others)))
+    reconstructions = torch.from_numpy(others).requires_grad_()
+    torch_lpips(tiny, torch.from_numpy(images), reconstructions).sum().backward()
+    assert np.any(np.isnan(reconstructions.grad.numpy()))
 
 
 def test_features_of_an_image_can_be_used_again():
