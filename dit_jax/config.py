@@ -503,7 +503,7 @@ def _check_signs(section: Any, path: str) -> None:
         value, name = getattr(section, f.name), f"{path}.{f.name}"
         if dataclasses.is_dataclass(value):
             _check_signs(value, name)
-        zero_allowed = f.default == 0 or f.name in ("attention_levels", "timesteps")
+        zero_allowed = f.default == 0 or f.name in ("attention_levels", "timesteps", "start_step")
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, int) and not isinstance(number, bool):
                 _require(number > 0 or (number == 0 and zero_allowed), f"{name}={value} must be positive")

@@ -31,10 +31,11 @@ def run(args: argparse.Namespace) -> None:
     config = load_config(args.config, args.overrides)
     workdir = pathlib.Path(args.workdir)
     open_workdir(workdir)
-    config = resolve_images(config) if config.latents is None else resolve_latents(config)
+    check_starting_weights(config)
+    config = resolve_images(config) if reads_images(config) else resolve_latents(config)
     check_same_run(workdir, config)
     if config.latents is not None:
-        copy_autoencoder(pathlib.Path(config.latents.path), workdir)
+        copy_autoencoder(autoencoder_source(config), workdir)
     task_of = autoencoder_task if config.stage == "autoencoder" else diffusion_task
 
     from dit_jax.parallel.mesh import check_batch_size, make_mesh
@@ -73,10 +74,69 @@ def check_same_run(workdir: pathlib.Path, config: Config) -> None:
         )
 
 
+def check_starting_weights(config: Config) -> None:
+    """Raises ValueError where the weights that a new run starts with are not there, or of another network."""
+    from dit_jax.checkpoint import find_checkpoint
+    from dit_jax.models.build import abstract_params
+    from dit_jax.pretrained.name_map import flatten
+
+    if config.training.init_from is None:
+        return
+    name = f"config.training.init_from={config.training.init_from!r}"
+    _, other = find_checkpoint(config.training.init_from)
+    if config.stage != other.stage:
+        raise ValueError(f"{name} is a run of stage {other.stage!r}, not {config.stage!r}")
+    ours, theirs = ({path: x.shape for path, x in flatten(abstract_params(c))} for c in (config, other))
+    for path in sorted(ours.keys() | theirs.keys()):
+        if ours.get(path) != theirs.get(path):
+            raise ValueError(
+                f"{name} must be of this config's network, but its {path} is {theirs.get(path, 'missing')}, not "
+                f"{ours.get(path, 'there')}; change the config or the workdir"
+            )
+
+
+def reads_images(config: Config) -> bool:
+    """Returns whether training reads images, rather than a latent cache."""
+    return config.latents is None or config.latents.encode_with is not None
+
+
+def autoencoder_source(config: Config) -> pathlib.Path:
+    """Returns the workdir of the autoencoder that the config's latents are of."""
+    from dit_jax.evaluation.loaded import AUTOENCODER_DIR
+
+    latents = config.latents
+    return pathlib.Path(latents.encode_with) if latents.encode_with else pathlib.Path(latents.path) / AUTOENCODER_DIR
+
+
+def with_encoder(config: Config) -> Config:
+    """Returns the config that records the autoencoder which encodes in each step, of whose latents it must be."""
+    from dit_jax.checkpoint import params_digest
+    from dit_jax.evaluation.loaded import load
+
+    latents, data = config.latents, config.data
+    name = f"config.latents.encode_with={latents.encode_with!r}"
+    model = load(latents.encode_with)
+    if model.config.stage != "autoencoder":
+        raise ValueError(f"{name} is a run of stage {model.config.stage!r}; give an autoencoder's workdir")
+    side = data.image_size / 2**model.config.num_downsamplings
+    shape = (side, side, model.config.autoencoder.latent_channels)
+    digest = params_digest(model.params)
+    for key, ours, theirs in (
+        ("data.channels", data.channels, model.config.data.channels),
+        ("latents.shape", latents.shape, shape),
+        ("latents.autoencoder", latents.autoencoder or digest, digest),
+    ):
+        if ours != theirs:
+            raise ValueError(f"config.{key}={ours!r} but {name} has {theirs!r}; change the config or the workdir")
+    return dataclasses.replace(config, latents=dataclasses.replace(latents, autoencoder=digest))
+
+
 def resolve_images(config: Config) -> Config:
     """Returns the config with the version of its data set, which is prepared if it is not yet."""
     from dit_jax.data.sources import prepare, source_identity
 
+    if config.latents is not None:
+        config = with_encoder(config)
     print(prepare(config.data), flush=True)
     return with_data_version(config, source_identity(config.data))
 
@@ -124,15 +184,15 @@ def resolve_latents(config: Config) -> Config:
     return with_data_version(dataclasses.replace(config, latents=resolved), manifest.data)
 
 
-def copy_autoencoder(cache: pathlib.Path, workdir: pathlib.Path) -> None:
-    """Copies the cache's autoencoder into the workdir, so that the workdir alone can draw images."""
+def copy_autoencoder(source: pathlib.Path, workdir: pathlib.Path) -> None:
+    """Copies an autoencoder's workdir into this one, so that this one alone can draw images."""
     from dit_jax.evaluation.loaded import AUTOENCODER_DIR
 
-    source, target = cache / AUTOENCODER_DIR, workdir / AUTOENCODER_DIR
+    target = workdir / AUTOENCODER_DIR
     if target.is_dir():
         return
     temporary = workdir / f".{AUTOENCODER_DIR}-{os.getpid()}"
-    shutil.copytree(source, temporary)
+    shutil.copytree(source, temporary, ignore=shutil.ignore_patterns("samples", "metrics", "log.txt"))
     os.replace(temporary, target)
 
 
@@ -142,7 +202,7 @@ def autoencoder_task(config: Config, mesh: "Mesh", workdir: pathlib.Path) -> "Ta
 
     from dit_jax.data.pipeline import image_transform
     from dit_jax.evaluation.pictures import make_reconstructor, reconstruction_grid
-    from dit_jax.training.autoencoder_step import make_autoencoder_eval, make_autoencoder_loss
+    from dit_jax.training.autoencoder_step import make_autoencoder_eval, make_autoencoder_gradients, make_observe
 
     train_source, eval_source = open_sources(config)
     transform = image_transform(config.data, train=False)
@@ -155,9 +215,23 @@ def autoencoder_task(config: Config, mesh: "Mesh", workdir: pathlib.Path) -> "Ta
         (train_source, eval_source),
         image_transform(config.data, train=True),
         transform,
-        losses=(make_autoencoder_loss(config), make_autoencoder_eval(config)),
+        losses=(make_autoencoder_gradients(config), make_autoencoder_eval(config)),
         draw=lambda params: {"reconstructions": reconstruction_grid(images, reconstruct(params, images))},
+        observe=make_observe(config),
+        constants=load_perceptual(config, mesh),
     )
+
+
+def load_perceptual(config: Config, mesh: "Mesh"):
+    """Returns the weights of LPIPS on every device; None where the config does not ask for it."""
+    import jax
+
+    from dit_jax.parallel.mesh import replicated
+    from dit_jax.perceptual.lpips import load_lpips
+
+    if not config.autoencoder.perceptual_weight:
+        return None
+    return jax.device_put(load_lpips(config.autoencoder.lpips_path), replicated(mesh))
 
 
 def diffusion_task(config: Config, mesh: "Mesh", workdir: pathlib.Path) -> "Task":
@@ -167,11 +241,13 @@ def diffusion_task(config: Config, mesh: "Mesh", workdir: pathlib.Path) -> "Task
     from dit_jax.evaluation.loaded import AUTOENCODER_DIR, load_codec
     from dit_jax.evaluation.pictures import sample_grid
     from dit_jax.training.diffusion_step import make_diffusion_eval, make_diffusion_loss
+    from dit_jax.training.step import gradients_of
 
     codec = None if config.latents is None else load_codec(workdir / AUTOENCODER_DIR, config.latents.scale, mesh)
     generate = make_generator(config, config.sampling, codec, mesh)
     labels = balanced_labels(NUM_PICTURES, config.data.num_classes)
-    if config.latents is None:
+    loss_fn = make_diffusion_loss(config)
+    if reads_images(config):
         transforms = image_transform(config.data, train=True), image_transform(config.data, train=False)
     else:
         transforms = latent_transform(train=True), latent_transform(train=False)
@@ -180,8 +256,9 @@ def diffusion_task(config: Config, mesh: "Mesh", workdir: pathlib.Path) -> "Task
         mesh,
         open_sources(config),
         *transforms,
-        losses=(make_diffusion_loss(config), make_diffusion_eval(config)),
+        losses=(gradients_of(loss_fn, config.training.accumulation_steps), make_diffusion_eval(config)),
         draw=lambda params: {"samples": sample_grid(generate(params, labels, PICTURE_SEED), config.data.num_classes)},
+        constants=codec if reads_images(config) else None,
     )
 
 
@@ -191,12 +268,12 @@ def open_sources(config: Config) -> tuple:
     from dit_jax.data.sources import open_source
 
     splits = config.data.train_split, config.data.eval_split
-    if config.latents is None:
+    if reads_images(config):
         return tuple(open_source(config.data, split) for split in splits)
     return tuple(open_latents(config.latents.path, split) for split in splits)
 
 
-def make_task(config, mesh, sources, train_transform, eval_transform, losses, draw) -> "Task":
+def make_task(config, mesh, sources, train_transform, eval_transform, losses, draw, **others) -> "Task":
     """Returns the task whose batches are this process's rows of the sources."""
     from dit_jax.data.pipeline import eval_batches, train_batches
     from dit_jax.parallel.mesh import local_rows
@@ -225,4 +302,17 @@ def make_task(config, mesh, sources, train_transform, eval_transform, losses, dr
             num_threads=config.data.num_threads,
         ),
         draw=draw,
+        initial_params=initial_params(config),
+        **others,
     )
+
+
+def initial_params(config: Config):
+    """Returns what gives a new run its weights, those of `config.training.init_from`; None for random ones."""
+    from dit_jax.checkpoint import find_checkpoint, restore_eval_params
+
+    source = config.training.init_from
+    if source is None:
+        return None
+    step, _ = find_checkpoint(source)
+    return lambda abstract: restore_eval_params(source, step, abstract)

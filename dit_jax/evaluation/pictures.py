@@ -7,7 +7,6 @@ import numpy as np
 
 from dit_jax.config import Config
 from dit_jax.metrics.picture import make_grid, to_uint8
-from dit_jax.models.autoencoder import split_moments
 from dit_jax.models.build import build_model
 from dit_jax.types import Array, Params
 
@@ -17,14 +16,9 @@ MAX_CLASS_COLUMNS = 20  # more classes than this do not fit a column each
 
 
 def make_reconstructor(config: Config) -> Callable[[Params, Array], Array]:
-    """Returns the jitted (params, images [B, H, W, C]) -> images decoded from the posterior's mean."""
+    """Returns the jitted (params, images [B, H, W, C]) -> images decoded from the posterior's mean, or the codes."""
     model = build_model(config)
-
-    def reconstruct(params: Params, images: Array) -> Array:
-        mean, _ = split_moments(model.apply({"params": params}, images, method="encode"))
-        return model.apply({"params": params}, mean, method="decode")
-
-    return jax.jit(reconstruct)
+    return jax.jit(lambda params, images: model.apply({"params": params}, images, None).images)
 
 
 def reconstruction_grid(images: np.ndarray, reconstructions: Array) -> np.ndarray:

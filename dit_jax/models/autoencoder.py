@@ -1,18 +1,24 @@
-"""The KL-regularised convolutional autoencoder of LDM (arXiv:2112.10752, section 3.1 and appendix G).
+"""The convolutional autoencoders of LDM (arXiv:2112.10752, section 3.1 and appendix G), KL-regularised or quantized.
 
-    images [B, H, W, C] --encode--> moments [B, H/f, W/f, 2c] --sample--> z [B, H/f, W/f, c] --decode--> images
+    KL: images [B, H, W, C] --encode--> moments [B, H/f, W/f, 2c] --sample--> z [B, H/f, W/f, c] --decode--> images
+    VQ: images [B, H, W, C] --encode--> z [B, H/f, W/f, c] --quantize, decode--> images
 
-Moments are the posterior's mean and log-variance, in this order along the channels. f = 2^(levels - 1).
+Moments are the posterior's mean and log-variance, in this order along the channels; a quantized autoencoder's are z
+alone. f = 2^(levels - 1). Latents are diffused before quantization: decoding quantizes (section 3.1 of LDM).
 """
+
+from typing import NamedTuple
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 
+from dit_jax.models.quantizer import Codebook, straight_through
 from dit_jax.nn.resnet import AttentionBlock, Downsample, ResBlock, Upsample, conv, group_norm
 from dit_jax.types import Array, Params, PRNGKey
 
+FROZEN_WITH_ENCODER = ("encoder", "quant_conv", "quantize")  # the parameters that decide the latents
 LOG_VARIANCE_RANGE = (-30.0, 20.0)  # LDM code: keeps the posterior's variance finite early in training
 
 
@@ -26,6 +32,11 @@ def sample_posterior(moments: Array, key: PRNGKey) -> Array:
     """Returns a draw z = mean + std * noise [..., c] of the posterior N(mean, std^2)."""
     mean, log_variance = split_moments(moments)
     return mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape)
+
+
+def draw_latents(moments: Array, channels: int, key: PRNGKey) -> Array:
+    """Returns latents [..., c]: a draw of the posterior, or the moments themselves where they are the latents (VQ)."""
+    return moments if moments.shape[-1] == channels else sample_posterior(moments, key)
 
 
 class Middle(nn.Module):
@@ -65,7 +76,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents [B, h, w, c] to images [B, f h, f w, out_channels]."""
+    """Latents [B, h, w, c] to images [B, f h, f w, out_channels], and the features that its last layer takes."""
 
     base_channels: int
     channel_multipliers: tuple[int, ...]
@@ -75,7 +86,7 @@ class Decoder(nn.Module):
     out_channels: int
 
     @nn.compact
-    def __call__(self, z: Array) -> Array:
+    def __call__(self, z: Array) -> tuple[Array, Array]:
         h = conv(self.base_channels * self.channel_multipliers[-1], "conv_in")(z)
         h = Middle(self.num_groups, name="mid")(h)
         for level, multiplier in reversed(list(enumerate(self.channel_multipliers))):
@@ -85,14 +96,25 @@ class Decoder(nn.Module):
                     h = AttentionBlock(self.num_groups, name=f"up_{level}_attn_{i}")(h)
             if level > 0:
                 h = Upsample(name=f"up_{level}_upsample")(h)
-        return conv(self.out_channels, "conv_out")(nn.swish(group_norm(self.num_groups, "norm_out")(h)))
+        features = nn.swish(group_norm(self.num_groups, "norm_out")(h))
+        return conv(self.out_channels, "conv_out")(features), features
+
+
+class Reconstruction(NamedTuple):
+    """What one pass through an autoencoder gives."""
+
+    images: Array  # [B, H, W, C], not clipped
+    features: Array  # [B, H, W, base_channels]: what the decoder's last layer made the images of
+    moments: Array  # of the posterior [B, H/f, W/f, 2c]; VQ: the latents [B, H/f, W/f, c]
+    codes: Array | None  # VQ: the nearest codes [B, H/f, W/f, c]
+    indices: Array | None  # VQ: theirs [B, H/f, W/f] int32
 
 
 class Autoencoder(nn.Module):
     """Encoder and decoder with the 1x1 convolutions around the latent.
 
-    Methods: `encode(images) -> moments`, `decode(z) -> images`; a call encodes, samples with `key` and decodes.
-    Images are float32 in [-1, 1].
+    Methods: `encode(images) -> moments`, `decode(z) -> images`; a call encodes, samples with `key` (VQ: quantizes) and
+    decodes. Images are float32 in [-1, 1].
     """
 
     base_channels: int
@@ -102,6 +124,8 @@ class Autoencoder(nn.Module):
     latent_channels: int
     num_groups: int
     image_channels: int
+    num_codes: int | None = None  # of a VQ autoencoder; None: KL-regularised
+    frozen_encoder: bool = False  # no gradient reaches the encoder, nor the codes
 
     def setup(self):
         shape = (
@@ -111,23 +135,37 @@ class Autoencoder(nn.Module):
             self.attention_levels,
             self.num_groups,
         )
-        self.encoder = Encoder(*shape, out_channels=2 * self.latent_channels)
+        num_moments = (1 if self.num_codes else 2) * self.latent_channels
+        self.encoder = Encoder(*shape, out_channels=num_moments)
         self.decoder = Decoder(*shape, out_channels=self.image_channels)
-        self.quant_conv = conv(2 * self.latent_channels, kernel=1)
+        self.quant_conv = conv(num_moments, kernel=1)
         self.post_quant_conv = conv(self.latent_channels, kernel=1)
+        if self.num_codes:
+            self.quantize = Codebook(self.num_codes, self.latent_channels)
 
     def encode(self, images: Array) -> Array:
-        """Returns the posterior's moments [B, H/f, W/f, 2c]."""
+        """Returns the posterior's moments [B, H/f, W/f, 2c]; of a VQ autoencoder the latents [B, H/f, W/f, c]."""
         return self.quant_conv(self.encoder(images))
 
     def decode(self, z: Array) -> Array:
         """Returns images [B, H, W, C], not clipped."""
-        return self.decoder(self.post_quant_conv(z))
+        if self.num_codes:
+            z, _ = self.quantize(z)
+        return self.decoder(self.post_quant_conv(z))[0]
 
-    def __call__(self, images: Array, key: PRNGKey) -> tuple[Array, Array]:
-        """Returns reconstructions of one posterior sample, and the moments."""
+    def __call__(self, images: Array, key: PRNGKey | None) -> Reconstruction:
+        """Returns the reconstructions of a posterior sample (without a key its mean; VQ: codes), and their origin."""
         moments = self.encode(images)
-        return self.decode(sample_posterior(moments, key)), moments
+        codes = indices = None
+        if self.num_codes:
+            codes, indices = self.quantize(moments)
+        if self.frozen_encoder:
+            moments, codes = jax.lax.stop_gradient((moments, codes))
+        if self.num_codes:
+            z = straight_through(moments, codes)
+        else:
+            z = split_moments(moments)[0] if key is None else sample_posterior(moments, key)
+        return Reconstruction(*self.decoder(self.post_quant_conv(z)), moments, codes, indices)
 
 
 @flax.struct.dataclass
@@ -139,13 +177,15 @@ class Codec:
     scale: float = flax.struct.field(pytree_node=False)
 
     def moments(self, images: Array) -> Array:
-        """Returns the posterior's moments [B, H/f, W/f, 2c], unscaled, as a latent cache holds them."""
+        """Returns what a latent cache holds, unscaled: the posterior's moments [B, H/f, W/f, 2c]; VQ: the latents."""
         moments = self.module.apply({"params": self.params}, images, method="encode")
+        if self.module.num_codes:
+            return moments
         return jnp.concatenate(split_moments(moments), axis=-1)  # clamped
 
     def encode(self, images: Array) -> Array:
-        """Returns scaled latents [B, H/f, W/f, c], the posterior's mean."""
-        return self.scale * split_moments(self.moments(images))[0]
+        """Returns scaled latents [B, H/f, W/f, c]: the posterior's mean; VQ: not quantized."""
+        return self.scale * self.moments(images)[..., : self.module.latent_channels]
 
     def decode(self, latents: Array) -> Array:
         """Returns images [B, H, W, C] of scaled latents."""

@@ -16,7 +16,8 @@ def build_autoencoder(autoencoder: AutoencoderConfig, image_channels: int) -> Au
     """Returns the autoencoder of a config."""
     names = {f.name for f in dataclasses.fields(Autoencoder)}
     fields = {k: v for k, v in dataclasses.asdict(autoencoder).items() if k in names}
-    return Autoencoder(**fields, image_channels=image_channels)
+    num_codes = autoencoder.codebook.num_codes if autoencoder.codebook else None
+    return Autoencoder(**fields, image_channels=image_channels, num_codes=num_codes)
 
 
 def build_dit(config: Config) -> DiT:

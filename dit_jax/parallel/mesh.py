@@ -52,6 +52,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of what every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
 def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
     """Returns the rows of a global batch that this process's devices hold, ascending."""
     indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))

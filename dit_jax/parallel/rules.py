@@ -12,6 +12,7 @@ from dit_jax.types import Params
 # is wide in every model; optimizer moments and averages end in their parameter's path and so follow it.
 RULES = (
     (r"(qkv|cross_attn/q|kv|proj|fc1|fc2|linear|mlp_0|mlp_2)/kernel", PartitionSpec("fsdp", None)),
+    (r"quantize/embedding|codebook/sums", PartitionSpec("fsdp", None)),
     (r"x_embedder/kernel|embedding_table", PartitionSpec(None, "fsdp")),
     (r"(conv\w*|nin_shortcut|q|k|v|proj_out|quant_conv)/kernel", PartitionSpec(None, None, "fsdp", None)),
 )

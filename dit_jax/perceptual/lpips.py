@@ -40,7 +40,8 @@ class VGG16(nn.Module):
             if stage > 1:
                 x = _max_pool(x)
             for i in range(1, depth + 1):
-                x = nn.relu(nn.Conv(width, (3, 3), padding=1, name=f"conv{stage}_{i}")(x))
+                conv = nn.Conv(width, (3, 3), padding=1, conv_general_dilated=_convolution, name=f"conv{stage}_{i}")
+                x = nn.relu(conv(x))
             features.append(x)  # [B, H / 2^(stage - 1), W / 2^(stage - 1), width], rounded down
         return tuple(features)
 
@@ -127,6 +128,21 @@ def _max_pool(x: Array) -> Array:
     """
     even = x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2]
     return reduce(even, "b (h i) (w j) c -> b h w c", "max", i=2, j=2)
+
+
+def _convolution(x: Array, kernel: Array, *args, precision=None, **kwargs) -> Array:
+    """Returns the 3 x 3 convolution; as one matmul of patches where images are smaller than the kernel.
+
+    XLA has no fast convolution of those on CPU: the last stage of 32 x 32 px would take longer than all others.
+    """
+    batch, height, width, channels = x.shape
+    if min(height, width) >= 3:
+        return jax.lax.conv_general_dilated(x, kernel, *args, precision=precision, **kwargs)
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    patches = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+    patches = jnp.concatenate(patches, axis=-1).reshape(-1, 9 * channels)  # [B * H * W, 9 * C]
+    products = jnp.matmul(patches, kernel.reshape(9 * channels, -1), precision=precision)
+    return products.reshape(batch, height, width, -1)
 
 
 def _unit_length(features: Array) -> Array:

@@ -8,26 +8,36 @@ from dit_jax.config import Config
 from dit_jax.diffusion.guidance import drop_labels
 from dit_jax.diffusion.losses import hybrid_loss
 from dit_jax.diffusion.process import make_process
-from dit_jax.models.autoencoder import sample_posterior
+from dit_jax.models.autoencoder import Codec, draw_latents
 from dit_jax.models.build import build_dit
 from dit_jax.training.step import LossFn
 from dit_jax.types import Array, Batch, Params, PRNGKey
 
 
-def diffusion_input(config: Config, batch: Batch, key: PRNGKey) -> Array:
-    """Returns x_0 [B, H, W, C]: a fresh posterior sample of cached moments at unit variance, or the image itself."""
+def encoded(batch: Batch, codec: Codec | None) -> Array:
+    """Returns the moments of a batch: the cache's, or of the images just encoded; without latents the images."""
+    if codec is not None:
+        return codec.moments(batch["image"])
+    return batch["moments"] if "moments" in batch else batch["image"]
+
+
+def diffusion_input(config: Config, moments: Array, key: PRNGKey) -> Array:
+    """Returns x_0 [..., H, W, C] of what `encoded` gave: a fresh posterior sample at unit variance, or the image."""
     if config.latents is None:
-        return batch["image"]
-    return config.latents.scale * sample_posterior(batch["moments"], key)
+        return moments
+    return config.latents.scale * draw_latents(moments, config.latents.shape[-1], key)
 
 
 def make_diffusion_loss(config: Config) -> LossFn:
-    """Returns the training loss of a batch {"moments" or "image", "label"}, at uniform t and with label dropout."""
+    """Returns the training loss of a batch {"moments" or "image", "label"}, at uniform t and with label dropout.
+
+    Its constants are the autoencoder that encodes the images, where the config asks for that.
+    """
     model, process, null_label = build_dit(config), make_process(config.diffusion), config.data.num_classes
 
-    def loss_fn(params: Params, batch: Batch, key: PRNGKey) -> dict[str, Array]:
+    def loss_fn(params: Params, batch: Batch, key: PRNGKey, codec: Codec | None) -> dict[str, Array]:
         posterior_key, t_key, noise_key, label_key = jax.random.split(key, 4)
-        x_0 = diffusion_input(config, batch, posterior_key)
+        x_0 = diffusion_input(config, encoded(batch, codec), posterior_key)
         step = jax.random.randint(t_key, (x_0.shape[0],), 0, process.num_steps)
         noise = jax.random.normal(noise_key, x_0.shape)
         labels = drop_labels(label_key, batch["label"], config.dit.label_dropout, null_label)
@@ -37,18 +47,16 @@ def make_diffusion_loss(config: Config) -> LossFn:
     return loss_fn
 
 
-def make_diffusion_eval(config: Config) -> Callable[[Params, Batch], dict[str, Array]]:
+def make_diffusion_eval(config: Config) -> Callable[[Params, Batch, Codec | None], dict[str, Array]]:
     """Returns the held-out loss of each image, labels kept; t and noise are functions of the image's index.
 
     So two evaluations of the same weights are equal, and the curve over training moves with the weights alone.
     """
     model, process = build_dit(config), make_process(config.diffusion)
 
-    def eval_fn(params: Params, batch: Batch) -> dict[str, Array]:
+    def eval_fn(params: Params, batch: Batch, codec: Codec | None) -> dict[str, Array]:
         keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(jax.random.key(0), index), 3))(batch["index"])
-        x_0 = jax.vmap(lambda example, key: diffusion_input(config, example, key))(
-            {name: batch[name] for name in ("moments", "image") if name in batch}, keys[:, 0]
-        )
+        x_0 = jax.vmap(lambda moments, key: diffusion_input(config, moments, key))(encoded(batch, codec), keys[:, 0])
         step = jax.vmap(lambda key: jax.random.randint(key, (), 0, process.num_steps))(keys[:, 1])
         noise = jax.vmap(lambda key: jax.random.normal(key, x_0.shape[1:]))(keys[:, 2])
         model_fn = lambda *inputs: model.apply({"params": params}, *inputs)  # noqa: E731

@@ -10,18 +10,19 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 from dit_jax.checkpoint import SNAPSHOTS, Checkpoints, write_config
 from dit_jax.config import Config
+from dit_jax.models.autoencoder import FROZEN_WITH_ENCODER
 from dit_jax.models.averages import average_decays, length_name
+from dit_jax.models.quantizer import perplexity
 from dit_jax.parallel.mesh import check_batch_size, prefetch
 from dit_jax.training.optimizer import make_optimizer
 from dit_jax.training.reporting import Reporter
 from dit_jax.training.state import TrainState, abstract_state, create_state
-from dit_jax.training.step import LossFn, jit_train_step, make_eval_step, make_train_step
+from dit_jax.training.step import Constants, GradientFn, ObserveFn, jit_train_step, make_eval_step, make_train_step
 from dit_jax.types import Array, Batch, Params
 
 
@@ -29,22 +30,27 @@ from dit_jax.types import Array, Batch, Params
 class Task:
     """What a stage brings to the loop.
 
-    loss_fn, eval_fn: see `training.step`; train_batches(start_step), eval_batches(): this process's rows, as NumPy;
-    draw(params): pictures by name, uint8 [H, W, 3].
+    gradient_fn, eval_fn, observe, constants: see `training.step`; train_batches(start_step), eval_batches(): this
+    process's rows, as NumPy; draw(params): pictures by name, uint8 [H, W, 3]; initial_params(abstract): what a new run
+    starts with, None for random ones.
     """
 
-    loss_fn: LossFn
-    eval_fn: Callable[[Params, Batch], dict[str, Array]]
+    gradient_fn: GradientFn
+    eval_fn: Callable[[Params, Batch, Constants], dict[str, Array]]
     train_batches: Callable[[int], Iterable[dict[str, np.ndarray]]]
     eval_batches: Callable[[], Iterable[dict[str, np.ndarray]]]
     draw: Callable[[Params], dict[str, np.ndarray]]
+    observe: ObserveFn | None = None
+    constants: Constants = None
+    initial_params: Callable[[Params], Params] | None = None
 
 
 def train(config: Config, workdir: str, task: Task, mesh: jax.sharding.Mesh) -> TrainState:
     """Trains to the config's last step, from the newest checkpoint of `workdir` if there is one; returns the state."""
     training = config.training
     check_batch_size(training.global_batch_size, mesh, "config.training.global_batch_size")
-    optimizer = make_optimizer(config.optimizer, training.num_train_steps)
+    frozen = FROZEN_WITH_ENCODER if config.autoencoder and config.autoencoder.frozen_encoder else ()
+    optimizer = make_optimizer(config.optimizer, training.num_train_steps, frozen)
     abstract = abstract_state(config, optimizer, mesh)
     with Checkpoints(workdir, training.max_checkpoints) as checkpoints, open_snapshots(workdir, config) as snapshots:
         steps = checkpoints.all_steps()
@@ -54,26 +60,26 @@ def train(config: Config, workdir: str, task: Task, mesh: jax.sharding.Mesh) -> 
             write_config(workdir, config)
         with Reporter(workdir, training.num_train_steps, start_step, active=active) as reporter:
             if steps:
-                state = restore_state(checkpoints, start_step, abstract, optimizer)
+                state = restore_state(checkpoints, start_step, abstract, config, optimizer, mesh)
                 reporter.log(f"resuming from the checkpoint of step {start_step} of {training.num_train_steps}")
             else:
-                state = create_state(config, optimizer, mesh)
+                params = task.initial_params(abstract.params) if task.initial_params else None
+                state = create_state(config, optimizer, mesh, params)
             return _run(config, task, mesh, optimizer, state, start_step, checkpoints, snapshots, reporter)
 
 
 def _run(config, task, mesh, optimizer, state, start_step, checkpoints, snapshots, reporter) -> TrainState:
     training = config.training
     last_step, batch_size = training.num_train_steps, training.global_batch_size
-    decays = average_decays(training)
     train_step = make_train_step(
-        task.loss_fn, optimizer, training.ema_decay, config.seed, decays, training.accumulation_steps
+        task.gradient_fn, optimizer, training.ema_decay, config.seed, average_decays(training), task.observe
     )
     step_fn = jit_train_step(train_step, state)
     eval_step = jax.jit(make_eval_step(task.eval_fn))
     batches = prefetch(task.train_batches(start_step), mesh, batch_size)
     window = MetricsWindow(start_step)
     for step, batch in zip(range(start_step + 1, last_step + 1), batches, strict=False):
-        state, metrics = step_fn(state, batch)
+        state, metrics = step_fn(state, batch, task.constants)
         window.add(metrics)
         is_last = step == last_step
         if (step - 1) % training.log_every_steps == 0:  # one step late: the device works on this step meanwhile
@@ -83,7 +89,7 @@ def _run(config, task, mesh, optimizer, state, start_step, checkpoints, snapshot
         reporter.progress(step, window.last_loss)
         if step % training.eval_every_steps == 0 or is_last:
             eval_batches = prefetch(task.eval_batches(), mesh, batch_size)
-            values = evaluate(eval_step, state.eval_params, eval_batches)
+            values = evaluate(eval_step, state.eval_params, eval_batches, task.constants)
             reporter.scalars(step, "eval", values)
             reporter.log(f"step {step}: held-out " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()))
             for name, picture in task.draw(state.eval_params).items():
@@ -106,34 +112,41 @@ def open_snapshots(workdir: str, config: Config) -> AbstractContextManager[Check
 def state_items(state: TrainState) -> dict:
     """Returns the items of a checkpoint; the step is the checkpoint's name."""
     items = {"params": state.params, "opt_state": state.opt_state, "ema_params": state.ema_params}
-    items["averages"] = state.averages or None
+    items |= {"averages": state.averages or None, "loss_state": state.loss_state}
     return {name: tree for name, tree in items.items() if tree is not None}
 
 
 def restore_state(
-    checkpoints: Checkpoints, step: int, abstract: TrainState, optimizer: optax.GradientTransformation
+    checkpoints: Checkpoints,
+    step: int,
+    abstract: TrainState,
+    config: Config,
+    optimizer: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh,
 ) -> TrainState:
     """Returns the state of a checkpoint, each shard where `abstract` has it.
 
-    Converted weights come without an optimizer's state and an average: those start anew.
+    Converted weights come without the optimizer's, the averages' and the loss' state: those start anew.
     """
     wanted = {name: tree for name, tree in state_items(abstract).items() if checkpoints.has_item(step, name)}
     items = checkpoints.restore(step, wanted)
-    shardings = jax.tree.map(lambda x: x.sharding, abstract.opt_state)
-    opt_state = items.get("opt_state") or jax.jit(optimizer.init, out_shardings=shardings)(items["params"])
-    ema_params = items.get("ema_params") or jax.tree.map(jnp.copy, items["params"])
     counter = jax.device_put(np.int32(step), abstract.step.sharding)
-    averages = items.get("averages") or {name: jax.tree.map(jnp.copy, items["params"]) for name in abstract.averages}
-    ema_params = None if abstract.ema_params is None else ema_params
-    return TrainState(counter, items["params"], opt_state, ema_params, averages)
+    if set(items) == set(state_items(abstract)):
+        return abstract.replace(step=counter, **items)
+    return create_state(config, optimizer, mesh, items["params"]).replace(step=counter, **items)
 
 
-def evaluate(eval_step: Callable, params: Params, batches: Iterator[Batch]) -> dict[str, float]:
-    """Returns the means over all real examples of `batches`."""
-    sums = [eval_step(params, batch) for batch in batches]
-    totals = jax.tree.map(lambda *values: float(np.sum(values)), *jax.device_get(sums))
-    count = totals.pop("count")
-    return {name: total / count for name, total in totals.items()}
+def evaluate(
+    eval_step: Callable, params: Params, batches: Iterator[Batch], constants: Constants = None
+) -> dict[str, float]:
+    """Returns the means over all real examples of `batches`; of `codes`, the share that occurs and the perplexity."""
+    sums = [eval_step(params, batch, constants) for batch in batches]
+    totals = jax.tree.map(lambda *values: np.sum(values, axis=0), *jax.device_get(sums))
+    count, codes = totals.pop("count"), totals.pop("codes", None)
+    values = {name: float(total / count) for name, total in totals.items()}
+    if codes is not None:
+        values |= {"codes_used": float(np.mean(codes > 0)), "perplexity": float(perplexity(codes))}
+    return values
 
 
 class MetricsWindow:

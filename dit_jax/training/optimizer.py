@@ -1,8 +1,12 @@
 """The optimizer and its schedule, from optax."""
 
+from collections.abc import Sequence
+
+import jax
 import optax
 
 from dit_jax.config import OptimizerConfig
+from dit_jax.types import Params
 
 
 def make_schedule(optimizer: OptimizerConfig, num_train_steps: int) -> optax.Schedule:
@@ -15,10 +19,21 @@ def make_schedule(optimizer: OptimizerConfig, num_train_steps: int) -> optax.Sch
     )
 
 
-def make_optimizer(optimizer: OptimizerConfig, num_train_steps: int) -> optax.GradientTransformation:
-    """Returns AdamW, with global-norm clipping before it where the config asks for it."""
+def make_optimizer(
+    optimizer: OptimizerConfig, num_train_steps: int, frozen: Sequence[str] = ()
+) -> optax.GradientTransformation:
+    """Returns AdamW, with global-norm clipping before it where the config asks for it.
+
+    frozen: top-level names of parameters that stay as they are, and of which no moments are kept.
+    """
     schedule = make_schedule(optimizer, num_train_steps)
     adamw = optax.adamw(schedule, b1=optimizer.b1, b2=optimizer.b2, weight_decay=optimizer.weight_decay)
-    if optimizer.max_grad_norm is None:
+    if optimizer.max_grad_norm is not None:
+        adamw = optax.chain(optax.clip_by_global_norm(optimizer.max_grad_norm), adamw)
+    if not frozen:
         return adamw
-    return optax.chain(optax.clip_by_global_norm(optimizer.max_grad_norm), adamw)
+
+    def is_frozen(params: Params) -> Params:
+        return {name: jax.tree.map(lambda _, name=name: name in frozen, tree) for name, tree in params.items()}
+
+    return optax.partition({False: adamw, True: optax.set_to_zero()}, is_frozen)

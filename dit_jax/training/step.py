@@ -1,71 +1,108 @@
-"""The jitted update that both stages share; what differs between them is a loss function of `stages`.
+"""The jitted update that both stages share; what differs between them is what gives the gradients.
 
 Randomness is a function of (seed, step): every step folds its number into the run's key, and the draws are made for
 the global batch, so that they are the same on any mesh (JAX's threefry is partitionable).
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from dit_jax.models.averages import DecayFn, update_averages
-from dit_jax.training.state import TrainState
+from dit_jax.training.state import LossState, TrainState
 from dit_jax.types import Array, Batch, Params, PRNGKey
 
-# (params, batch, key) -> per-example terms [B], "loss" among them
-LossFn = Callable[[Params, Batch, PRNGKey], dict[str, Array]]
+Constants = Any  # arrays that a stage's loss reads and no step changes, such as the weights of LPIPS
+
+# (params, batch, key, constants) -> per-example terms [B], "loss" among them
+LossFn = Callable[[Params, Batch, PRNGKey, Constants], dict[str, Array]]
+
+
+class Gradients(NamedTuple):
+    """What a batch gives a step."""
+
+    params: Params
+    metrics: dict[str, Array]  # scalars, "loss" among them
+    loss_params: Params | None = None  # gradients of the loss' own parameters
+    observed: Any = None  # what the stage's `observe` takes
+
+
+# (state before the step, batch, key, constants) -> Gradients
+GradientFn = Callable[[TrainState, Batch, PRNGKey, Constants], Gradients]
+# (updated params, updated loss state, observed) -> both, with what is not trained by gradients
+ObserveFn = Callable[[Params, LossState, Any], tuple[Params, LossState]]
+
+
+def gradients_of(loss_fn: LossFn, accumulation_steps: int = 1) -> GradientFn:
+    """Returns the gradients of the mean of a loss over the batch."""
+
+    def mean_loss(params: Params, batch: Batch, key: PRNGKey, constants: Constants):
+        terms = {name: term.mean() for name, term in loss_fn(params, batch, key, constants).items()}
+        return terms["loss"], terms
+
+    def gradient_fn(state: TrainState, batch: Batch, key: PRNGKey, constants: Constants) -> Gradients:
+        return Gradients(*jax.grad(mean_loss, has_aux=True)(state.params, batch, key, constants))
+
+    return accumulated(gradient_fn, accumulation_steps)
 
 
 def make_train_step(
-    loss_fn: LossFn,
+    gradient_fn: GradientFn,
     optimizer: optax.GradientTransformation,
     ema_decay: float | None,
     seed: int,
     average_decays: Mapping[str, DecayFn] | None = None,
-    accumulation_steps: int = 1,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-    """Returns the pure update (state, batch) -> (state, metrics); metrics are scalars float32."""
+    observe: ObserveFn | None = None,
+) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+    """Returns the pure update (state, batch, constants) -> (state, metrics); metrics are scalars float32."""
 
-    def mean_loss(params: Params, batch: Batch, key: PRNGKey) -> tuple[Array, dict[str, Array]]:
-        terms = {name: term.mean() for name, term in loss_fn(params, batch, key).items()}
-        return terms["loss"], terms
-
-    gradient_fn = jax.grad(mean_loss, has_aux=True)
-    if accumulation_steps > 1:
-        gradient_fn = accumulated(gradient_fn, accumulation_steps)
-
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+    def train_step(state: TrainState, batch: Batch, constants: Constants = None) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        gradients, metrics = gradient_fn(state.params, batch, key)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        gradients = gradient_fn(state, batch, key, constants)
+        params, opt_state = _updated(optimizer, gradients.params, state.opt_state, state.params)
+        loss_state = state.loss_state
+        if loss_state is not None:
+            updated = _updated(optimizer, gradients.loss_params, loss_state.opt_state, loss_state.params)
+            loss_state = LossState(*updated, loss_state.statistics)
+        if observe is not None:
+            params, loss_state = observe(params, loss_state, gradients.observed)
         ema_params = state.ema_params
         if ema_decay is not None:
             ema_params = optax.incremental_update(params, ema_params, 1.0 - ema_decay)
         averages = update_averages(state.averages, params, state.step + 1, average_decays or {})
-        metrics["grad_norm"] = optax.tree.norm(gradients)
-        return TrainState(state.step + 1, params, opt_state, ema_params, averages), metrics
+        metrics = gradients.metrics | {"grad_norm": optax.tree.norm(gradients.params)}
+        return TrainState(state.step + 1, params, opt_state, ema_params, averages, loss_state), metrics
 
     return train_step
 
 
-def accumulated(gradient_fn: Callable, num_parts: int) -> Callable:
-    """Returns `gradient_fn` (params, batch, key) -> (gradients, metrics) as the mean over parts of the batch, in turn.
+def _updated(optimizer: optax.GradientTransformation, gradients: Params, opt_state: optax.OptState, params: Params):
+    updates, opt_state = optimizer.update(gradients, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+
+def accumulated(gradient_fn: GradientFn, num_parts: int) -> GradientFn:
+    """Returns a `gradient_fn` that gives the mean over parts of the batch, in turn.
 
     Only one part's activations are alive at a time. Every part takes its rows from all over the batch, so that the
     devices that split the batch split every part; it draws from a key of its own.
     """
+    if num_parts == 1:
+        return gradient_fn
 
-    def mean_fn(params: Params, batch: Batch, key: PRNGKey) -> tuple[Params, dict[str, Array]]:
+    def mean_fn(state: TrainState, batch: Batch, key: PRNGKey, constants: Constants) -> Gradients:
         parts = jax.tree.map(lambda x: x.reshape(-1, num_parts, *x.shape[1:]).swapaxes(0, 1), batch)
         keys = jax.random.split(key, num_parts)
 
         def add(total, part):
-            return jax.tree.map(lambda a, b: a + b / num_parts, total, gradient_fn(params, *part)), None
+            gradients = gradient_fn(state, *part, constants)
+            return jax.tree.map(lambda a, b: a + b / num_parts, total, gradients), None
 
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient_fn, params, batch, key))
+        shapes = jax.eval_shape(gradient_fn, state, batch, key, constants)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         return jax.lax.scan(add, zeros, (parts, keys))[0]
 
     return mean_fn
@@ -82,13 +119,20 @@ def jit_train_step(train_step: Callable, state: TrainState) -> Callable:
 
 
 def make_eval_step(
-    loss_fn: Callable[[Params, Batch], dict[str, Array]],
-) -> Callable[[Params, Batch], dict[str, Array]]:
-    """Returns (params, batch) -> sums over the batch's real examples (batch["mask"] = 1), and their "count"."""
+    loss_fn: Callable[[Params, Batch, Constants], dict[str, Array]],
+) -> Callable[..., dict[str, Array]]:
+    """Returns (params, batch, constants) -> sums over the batch's real examples (batch["mask"] = 1), and their "count".
 
-    def eval_step(params: Params, batch: Batch) -> dict[str, Array]:
+    The terms are [B], or [B, ...] and summed over their first axis alone.
+    """
+
+    def eval_step(params: Params, batch: Batch, constants: Constants = None) -> dict[str, Array]:
         mask = batch["mask"]
-        sums = {name: jnp.sum(jnp.where(mask > 0, term, 0.0)) for name, term in loss_fn(params, batch).items()}
+
+        def masked_sum(term: Array) -> Array:
+            return jnp.sum(jnp.where(mask.reshape(-1, *[1] * (term.ndim - 1)) > 0, term, 0.0), axis=0)
+
+        sums = {name: masked_sum(term) for name, term in loss_fn(params, batch, constants).items()}
         return sums | {"count": mask.sum()}
 
     return eval_step

@@ -10,18 +10,17 @@ import pytest
 from jax.sharding import AxisType
 
 from dit_jax.parallel.mesh import make_mesh, put_batch
-from dit_jax.training.autoencoder_step import make_autoencoder_loss
+from dit_jax.training.autoencoder_step import make_autoencoder_gradients, make_observe
 from dit_jax.training.diffusion_step import make_diffusion_eval, make_diffusion_loss
 from dit_jax.training.optimizer import make_optimizer, make_schedule
 from dit_jax.training.state import TrainState, create_state
-from dit_jax.training.step import jit_train_step, make_eval_step, make_train_step
+from dit_jax.training.step import gradients_of, jit_train_step, make_eval_step, make_train_step
 from tests.tiny import autoencoder_config, dit_config
 
-LOSSES = {"autoencoder": make_autoencoder_loss, "diffusion": make_diffusion_loss}
 MESHES = {"data 8": (8, 1), "fsdp 8": (1, 8), "data 2 x fsdp 4": (2, 4)}
 
 
-def quadratic_loss(params, batch, key):
+def quadratic_loss(params, batch, key, constants):
     return {"loss": ((params["w"] - batch["target"]) ** 2).sum(axis=-1)}
 
 
@@ -39,8 +38,11 @@ def random_batches(num_steps: int, batch_size: int = 8) -> list[dict[str, np.nda
 def run(config, mesh, num_steps: int) -> tuple[TrainState, list[float]]:
     optimizer = make_optimizer(config.optimizer, num_steps)
     state = create_state(config, optimizer, mesh)
-    loss_fn = LOSSES[config.stage](config)
-    step_fn = jit_train_step(make_train_step(loss_fn, optimizer, config.training.ema_decay, config.seed), state)
+    is_autoencoder = config.stage == "autoencoder"
+    gradient_fn = make_autoencoder_gradients(config) if is_autoencoder else gradients_of(make_diffusion_loss(config))
+    observe = make_observe(config) if is_autoencoder else None
+    train_step = make_train_step(gradient_fn, optimizer, config.training.ema_decay, config.seed, observe=observe)
+    step_fn = jit_train_step(train_step, state)
     losses = []
     for batch in random_batches(num_steps):
         state, metrics = step_fn(state, put_batch(batch, mesh, 8))
@@ -89,7 +91,7 @@ def test_ema_follows_updated_params():
     state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), params)
     batch = {"target": jnp.ones((4, 2))}
     expected = np.zeros(2)
-    step_fn = jax.jit(make_train_step(quadratic_loss, optimizer, decay, seed=0))
+    step_fn = jax.jit(make_train_step(gradients_of(quadratic_loss), optimizer, decay, seed=0))
     for _ in range(5):
         state, _ = step_fn(state, batch)
         expected = decay * expected + (1 - decay) * np.asarray(state.params["w"])
@@ -97,14 +99,14 @@ def test_ema_follows_updated_params():
 
 
 def test_randomness_differs_between_steps_and_is_a_function_of_seed_and_step():
-    def noise_loss(params, batch, key):
+    def noise_loss(params, batch, key, constants):
         return {"loss": jax.random.normal(key, (4,)) + 0.0 * params["w"].sum()}
 
     optimizer, params = optax.sgd(0.0), {"w": jnp.zeros(2)}
 
     def losses(seed, start):
         state = TrainState(jnp.int32(start), params, optimizer.init(params), None)
-        step_fn = jax.jit(make_train_step(noise_loss, optimizer, None, seed))
+        step_fn = jax.jit(make_train_step(gradients_of(noise_loss), optimizer, None, seed))
         values = []
         for _ in range(3):
             state, metrics = step_fn(state, {})
@@ -118,7 +120,7 @@ def test_randomness_differs_between_steps_and_is_a_function_of_seed_and_step():
 
 
 def test_eval_step_leaves_padding_out():
-    eval_step = make_eval_step(lambda params, batch: {"value": batch["value"]})
+    eval_step = make_eval_step(lambda params, batch, constants: {"value": batch["value"]})
     sums = eval_step({}, {"value": jnp.array([1.0, 2.0, jnp.nan]), "mask": jnp.array([1.0, 1.0, 0.0])})
     assert float(sums["value"]) == 3.0
     assert float(sums["count"]) == 2.0
@@ -129,7 +131,7 @@ def test_held_out_loss_does_not_depend_on_the_batch(tmp_path):
     mesh = make_mesh(config.mesh)
     state = create_state(config, make_optimizer(config.optimizer, 1), mesh)
     batch = random_batches(1)[0] | {"index": np.arange(8, dtype=np.int32)}
-    evaluate = jax.jit(make_diffusion_eval(config))
+    evaluate = jax.jit(lambda params, batch: make_diffusion_eval(config)(params, batch, None))
     whole = evaluate(state.params, batch)["loss"]
     halves = [
         evaluate(state.params, {name: x[part] for name, x in batch.items()})["loss"] for part in (slice(4), slice(4, 8))
@@ -151,7 +153,7 @@ def test_gradients_of_parts_add_up_to_those_of_the_batch():
     states = []
     for parts in (1, 4):
         state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), None)
-        step_fn = jax.jit(make_train_step(quadratic_loss, optimizer, None, seed=0, accumulation_steps=parts))
+        step_fn = jax.jit(make_train_step(gradients_of(quadratic_loss, parts), optimizer, None, seed=0))
         states.append(step_fn(state, batch))
     (whole, metrics), (accumulated, accumulated_metrics) = states
     np.testing.assert_allclose(accumulated.params["w"], whole.params["w"], rtol=1e-6)
@@ -160,12 +162,12 @@ def test_gradients_of_parts_add_up_to_those_of_the_batch():
 
 
 def test_parts_of_a_batch_draw_their_own_noise():
-    def noise_loss(params, batch, key):
+    def noise_loss(params, batch, key, constants):
         return {"loss": params["w"] * jax.random.normal(key, batch["target"].shape)}
 
     optimizer, params = optax.sgd(1.0), {"w": jnp.zeros(())}
     state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), None)
-    step_fn = jax.jit(make_train_step(noise_loss, optimizer, None, seed=0, accumulation_steps=2))
+    step_fn = jax.jit(make_train_step(gradients_of(noise_loss, 2), optimizer, None, seed=0))
     state, _ = step_fn(state, {"target": jnp.zeros(4)})
     keys = jax.random.split(jax.random.fold_in(jax.random.key(0), 0), 2)
     means = [float(jax.random.normal(key, (2,)).mean()) for key in keys]
