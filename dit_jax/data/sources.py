@@ -9,12 +9,13 @@ and says so.
 import abc
 import contextlib
 import difflib
-import fcntl
 import functools
 import hashlib
 import io
+import json
 import os
 import pathlib
+import posixpath
 import re
 import sys
 import tempfile
@@ -29,6 +30,8 @@ from absl import logging
 from PIL import Image
 
 from dit_jax.config import DataConfig
+from dit_jax.data.file_lock import file_lock
+from dit_jax.data.transforms import CROP
 
 # TFDS name -> where Debian's package of the data set puts its raw files (Debian "dataset-fashion-mnist").
 DEBIAN_FOLDERS = {"fashion_mnist": "/usr/share/datasets/fashion-mnist"}
@@ -37,6 +40,7 @@ SHIPPED_SUBSETS = {"fashion_mnist": pathlib.Path(__file__).parent / "fashion_mni
 PROBE_SECONDS = 15  # a host that has not answered by then is taken to be out of reach
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # no other decoder of Pillow sees a file, whatever its name
+METADATA_NAME = "metadata.jsonl"  # further fields of an image folder's images, as Hugging Face's imagefolder has them
 EVAL_EVERY = 10  # an image folder without a folder for each split holds out every tenth image of a class
 
 
@@ -59,11 +63,18 @@ def open_source(data: DataConfig, split: str) -> Source:
       split: `data.train_split`, `data.eval_split` or, of a TFDS data set, any split or part ("train[:90%]").
 
     Returns:
-      A sequence of `{"image": [H, W, C] uint8, "label": int in [0, data.num_classes)}`, C = 1 or 3.
+      A sequence of `{"image": [H, W, C] uint8, "label": int in [0, data.num_classes)}`, C = 1 or 3, and of each of
+      `data.extra_fields`, a string, an integer or a float.
 
     Raises:
       ValueError: in one line with the remedy, here for what is wrong with the data set, on access for a bad image.
     """
+    names = data.extra_fields
+    if len(set(names)) < len(names) or {"image", "label", "moments"} & set(names):
+        raise ValueError(
+            f"config.data.extra_fields={names} must name each field once, and none of image, label, moments; "
+            "leave these out"
+        )
     if _is_folder(data.name):
         return _ImageFolder(data, split)
     return _TfdsSource(data, split)
@@ -94,6 +105,7 @@ def source_identity(data: DataConfig) -> dict[str, Any]:
         "image_size": data.image_size,
         "channels": data.channels,
         "num_classes": data.num_classes,
+        "crop": CROP,
         "horizontal_flip": data.horizontal_flip,
     }
 
@@ -130,13 +142,14 @@ def _is_folder(name: str) -> bool:
 class _ImageFolder(Source):
     def __init__(self, data: DataConfig, split: str):
         self._files = _list_folder(data, split)
+        self._fields = _folder_fields(data, [path for path, _ in self._files])
 
     def __len__(self) -> int:
         return len(self._files)
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        files = [self._files[index] for index in indices]
-        return [{"image": _decode(path, str(path)), "label": label} for path, label in files]
+        files = [(*self._files[index], self._fields[index]) for index in indices]
+        return [{"image": _decode(path, str(path)), "label": label} | fields for path, label, fields in files]
 
 
 def _list_folder(data: DataConfig, split: str) -> list[tuple[pathlib.Path, int]]:
@@ -182,6 +195,50 @@ def _list_folder(data: DataConfig, split: str) -> list[tuple[pathlib.Path, int]]
     return files
 
 
+def _folder_fields(data: DataConfig, paths: Sequence[pathlib.Path]) -> list[dict[str, Any]]:
+    """Returns the extra fields of images, each from the nearest metadata file above it that knows the image."""
+    if not data.extra_fields:
+        return [{}] * len(paths)
+    root = pathlib.Path(data.name).expanduser()
+    tables, found = {}, []
+    for path in paths:
+        folders = [folder for folder in path.parents if folder == root or root in folder.parents]
+        row = None
+        for folder in folders:
+            if folder not in tables:
+                tables[folder] = _read_metadata(folder / METADATA_NAME, data.extra_fields)
+            row = row or tables[folder].get(path.relative_to(folder).as_posix())
+        fields = row or {}
+        wrong = [name for name in data.extra_fields if not isinstance(fields.get(name), (str, int, float))]
+        if wrong:
+            raise ValueError(
+                f"image {path} has no field {wrong[0]!r} (a string or a number) in {METADATA_NAME}; add it there, or "
+                "take it out of config.data.extra_fields"
+            )
+        found.append(fields)
+    return found
+
+
+def _read_metadata(file: pathlib.Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Returns the named fields of each line of a metadata file, by the image's path relative to it."""
+    table = {}
+    if not file.is_file():
+        return table
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                values = json.loads(line)
+                name = posixpath.normpath(values["file_name"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{file} line {number} must be a JSON object with a file_name ({error!r}); mend or remove it"
+                ) from error
+            table[name] = {key: values[key] for key in names if key in values}
+    return table
+
+
 def _folders(folder: pathlib.Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
@@ -211,6 +268,9 @@ class _TfdsSource(Source):
         self._parse = tf_example_pb2.Example.FromString
         self._image = _feature_name(builder, tfds.features.Image)
         self._label = _feature_name(builder, tfds.features.ClassLabel)
+        self._extra_fields = data.extra_fields
+        for name in data.extra_fields:
+            _require_scalar(builder, name)
         self._name, self._num_classes = f"{data.name} {split}", data.num_classes
         self._folder = builder.data_dir
 
@@ -232,7 +292,18 @@ class _TfdsSource(Source):
         label = features[self._label].int64_list.value[0]
         if not 0 <= label < self._num_classes:  # TFDS writes -1 where there is no label, as in ImageNet's test split
             raise ValueError(f"example {index} of {self._name} has no label ({label}); choose a labelled split")
-        return {"image": _decode(image, f"{index} of {self._name}"), "label": label}
+        extra = {name: self._scalar(features[name], name, index) for name in self._extra_fields}
+        return {"image": _decode(image, f"{index} of {self._name}"), "label": label} | extra
+
+    def _scalar(self, feature: Any, name: str, index: int) -> str | int | float:
+        value = getattr(feature, feature.WhichOneof("kind")).value[0]
+        try:
+            return value.decode("utf-8") if isinstance(value, bytes) else value
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"field {name!r} of example {index} of {self._name} must be UTF-8 text; take it out of "
+                "config.data.extra_fields"
+            ) from error
 
 
 class _Prepared(NamedTuple):
@@ -246,7 +317,7 @@ def _prepared(data: DataConfig) -> _Prepared:
     """Returns the builder of the prepared data set; the search for its raw files happens once a process."""
     builder = _make_builder(data)
     if not builder.data_path.exists():
-        with _lock(pathlib.Path(builder.data_dir_root) / f".{builder.name}.lock"):
+        with _preparation_lock(pathlib.Path(builder.data_dir_root) / f".{builder.name}.lock"):
             builder = _make_builder(data)  # another process may have prepared it while this one waited
             if not builder.data_path.exists():
                 return _prepare(builder, data)
@@ -385,20 +456,32 @@ def _feature_name(builder: Any, kind: type) -> str:
     return (supervised or names)[0]
 
 
+def _require_scalar(builder: Any, name: str) -> None:
+    """Raises ValueError unless a TFDS data set has a feature of this name that is one string or number."""
+    features = builder.info.features
+    scalars = [key for key, feature in features.items() if getattr(feature, "shape", None) == ()]
+    if name not in scalars:
+        raise ValueError(
+            f"config.data.extra_fields: TFDS data set {builder.name} has no string or number {name!r}, only "
+            f"{', '.join(scalars)}; choose of these"
+        )
+
+
 @contextlib.contextmanager
-def _lock(path: pathlib.Path) -> Iterator[None]:
+def _preparation_lock(path: pathlib.Path) -> Iterator[None]:
     """Lets one process of a machine (or of a shared disk) prepare a data set; a killed one lets go."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
-    except OSError as error:
-        raise ValueError(f"{path.parent} must be writable: {error}; set config.data.data_dir to another") from error
-    with file:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logging.warning("waiting for another process that prepares the data set in %s", path.parent)
-            fcntl.flock(file, fcntl.LOCK_EX)
+            stack.enter_context(
+                file_lock(
+                    path,
+                    on_wait=lambda: logging.warning(
+                        "waiting for another process that prepares the data set in %s", path.parent
+                    ),
+                )
+            )
+        except OSError as error:
+            raise ValueError(f"{path.parent} must be writable: {error}; set config.data.data_dir to another") from error
         yield
 
 

@@ -6,6 +6,8 @@ Images are uint8 [H, W, C] in [0, 255] with C = 1 (grey) or 3 (RGB), until `to_f
 import numpy as np
 from PIL import Image
 
+CROP = "adm_center"  # what `center_crop` is called where data is identified
+
 
 def to_channels(image: np.ndarray, channels: int) -> np.ndarray:
     """Returns the image with 1 (grey) or 3 (RGB) channels; grey is the luma of ITU-R 601 (Pillow's "L")."""

@@ -144,6 +144,48 @@ def test_identity_of_a_folder_follows_its_files(make_folder):
     assert sources.source_identity(data) != identity
 
 
+def write_metadata(folder, rows):
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def test_extra_fields_come_from_the_nearest_metadata_file(make_folder):
+    root = make_folder({"train/a": 2, "train/b": 1, "test/a": 1, "test/b": 1})
+    write_metadata(root / "train" / "a", [{"file_name": "000.png", "caption": "nearest ✓", "score": 1.5}])
+    write_metadata(
+        root / "train", [{"file_name": f"a/{i:03}.png", "caption": f"split {i}", "score": i} for i in range(2)]
+    )
+    write_metadata(root, [{"file_name": f"./{s}/b/000.png", "caption": s, "score": 9} for s in ("train", "test")])
+    data = folder_config(root, extra_fields=("caption", "score"))
+    examples = list(sources.open_source(data, "train"))
+    assert [(e["caption"], e["score"]) for e in examples] == [("nearest ✓", 1.5), ("split 1", 1), ("train", 9)]
+    assert [e["label"] for e in examples] == [0, 0, 1]
+    assert sources.open_source(folder_config(root), "train")[0].keys() == {"image", "label"}
+    with pytest.raises(ValueError, match="test/a/000.png has no field 'caption'") as error:
+        sources.open_source(data, "test")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "fields", "message"),
+    [
+        (None, ("caption",), "has no field 'caption' .* in metadata.jsonl; add it there, or take it out"),
+        ('{"file_name": "000.png", "caption": null}', ("caption",), "has no field 'caption'"),
+        ('{"file_name": "000.png", "caption": ["x"]}', ("caption",), "has no field 'caption'"),
+        ('\n{"caption": "x"}', ("caption",), "metadata.jsonl line 2 must be a JSON object with a file_name"),
+        ("[]", ("caption",), "metadata.jsonl line 1 must be a JSON object"),
+        ("{", ("caption",), "metadata.jsonl line 1 must be a JSON object"),
+        (None, ("label",), "config.data.extra_fields=.'label',. must name each field once, and none of"),
+    ],
+)
+def test_extra_fields_that_are_not_there_are_a_one_line_error(make_folder, content, fields, message):
+    root = make_folder({"a": 1, "b": 1})
+    if content:
+        (root / "a" / "metadata.jsonl").write_text(content)
+    with pytest.raises(ValueError, match=message) as error:
+        sources.open_source(folder_config(root, extra_fields=fields), "train")
+    assert "\n" not in str(error.value)
+
+
 # TFDS, on the shipped part of Fashion-MNIST
 
 
@@ -244,3 +286,52 @@ def test_shipped_subset_is_balanced_and_chosen_as_its_readme_says():
             chosen = np.sort(np.concatenate(chosen))
             np.testing.assert_array_equal(labels, all_labels[chosen])
             np.testing.assert_array_equal(images, read_idx(debian, f"{prefix}-images-idx3")[chosen])
+
+
+def test_extra_fields_of_tfds_are_its_strings_and_numbers(shipped, tmp_path):
+    import tensorflow_datasets as tfds
+
+    features = {
+        "image": tfds.features.Image(shape=(4, 4, 3)),
+        "label": tfds.features.ClassLabel(num_classes=2),
+        "caption": tfds.features.Text(),
+        "height": tfds.features.Scalar(np.int64),
+        "score": tfds.features.Scalar(np.float32),
+        "words": tfds.features.Sequence(tfds.features.Text()),
+    }
+
+    def examples():
+        for i in range(3):
+            image = np.full((4, 4, 3), i, np.uint8)
+            yield (
+                i,
+                {
+                    "image": image,
+                    "label": i % 2,
+                    "caption": f"Schuh ✓ {i}",
+                    "height": i - 1,
+                    "score": i / 2,
+                    "words": ["a"],
+                },
+            )
+
+    tfds.dataset_builders.store_as_tfds_dataset(
+        "captioned",
+        version="1.0.0",
+        features=tfds.features.FeaturesDict(features),
+        split_datasets={"train": examples()},
+        data_dir=str(tmp_path),
+        file_format="array_record",
+        disable_shuffling=True,
+    )
+    data = DataConfig(
+        name="captioned", image_size=4, num_classes=2, data_dir=str(tmp_path), extra_fields=("score", "caption")
+    )
+    read = sorted((e["score"], e["caption"], e["image"][0, 0, 0]) for e in sources.open_source(data, "train"))
+    assert read == [(i / 2, f"Schuh ✓ {i}", i) for i in range(3)]
+    heights = sources.open_source(dataclasses.replace(data, extra_fields=("height",)), "train")
+    assert sorted(e["height"] for e in heights) == [-1, 0, 1]
+    for name in ("words", "nothing"):
+        with pytest.raises(ValueError, match=f"has no string or number '{name}', only .*caption.*; choose of") as error:
+            sources.open_source(dataclasses.replace(data, extra_fields=(name,)), "train")
+        assert "\n" not in str(error.value)
