@@ -68,6 +68,7 @@ def eval_batches(
     *,
     batch_size: int,
     rows: Sequence[int],
+    start: int = 0,
     num_examples: int | None = None,
     num_threads: int,
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -80,18 +81,19 @@ def eval_batches(
       transform: as for `train_batches`.
       batch_size: examples of a batch over all processes.
       rows: the rows of the batch that this process loads.
-      num_examples: only the first so many; None, or more than there are: all.
+      start: the position of the first example.
+      num_examples: only so many from there; None, or more than there are: all.
       num_threads: each thread prepares a batch ahead of its use.
 
     Yields:
       The transform's arrays, and `mask`: [rows] float32, 1 for an example and 0 for padding, and `index`: [rows]
       int32, the example's position in the source.
     """
-    num_examples = min(len(source), num_examples or len(source))
+    num_examples = min(len(source) - start, num_examples or len(source))
 
     def load(batch: int) -> dict[str, np.ndarray]:
         numbers = np.array([batch * batch_size + row for row in rows])
-        indices = np.minimum(numbers, num_examples - 1)
+        indices = start + np.minimum(numbers, num_examples - 1)
         examples = _read(source, indices.tolist())
         arrays = _stack(
             transform(example, np.random.default_rng(index)) for index, example in zip(indices, examples, strict=True)
@@ -107,7 +109,7 @@ def image_transform(data: DataConfig, train: bool) -> Transform:
     def transform(example: Example, rng: np.random.Generator) -> Example:
         image = transforms.to_channels(example["image"], data.channels)
         image = transforms.center_crop(image, data.image_size)
-        if train and data.horizontal_flip and rng.random() < 0.5:
+        if train and data.horizontal_flip and _draw_flip(rng):
             image = transforms.horizontal_flip(image)
         return {"image": transforms.to_float(image), "label": np.int32(example["label"])}
 
@@ -115,17 +117,23 @@ def image_transform(data: DataConfig, train: bool) -> Transform:
 
 
 def latent_transform(train: bool) -> Transform:
-    """Returns the transform of a latent cache's examples: `moments` [h, w, 2c] float32, `label` int32.
+    """Returns the transform of a latent cache's examples: `moments` [h, w, k] float32, `label` int32.
 
     The cache holds the moments of an image and, where the data set is flipped, of its mirror image: training takes
-    one of them at random, evaluation the first (the image itself).
+    the one that training from images would, evaluation the first (the image itself).
     """
 
     def transform(example: Example, rng: np.random.Generator) -> Example:
-        flips = example["moments"]  # [F, h, w, 2c]
-        return {"moments": flips[rng.integers(len(flips)) if train else 0], "label": np.int32(example["label"])}
+        flips = example["moments"]  # [F, h, w, k]
+        mirrored = train and len(flips) == 2 and _draw_flip(rng)
+        return {"moments": flips[int(mirrored)], "label": np.int32(example["label"])}
 
     return transform
+
+
+def _draw_flip(rng: np.random.Generator) -> bool:
+    """Returns whether an example is flipped: the first draw of its generator, of images and of their latents alike."""
+    return rng.random() < 0.5
 
 
 def _read(source: Sequence[Example], indices: list[int]) -> Sequence[Example]:

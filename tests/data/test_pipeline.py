@@ -111,6 +111,19 @@ def test_evaluation_visits_each_example_once_in_order_and_masks_the_padding(num_
     np.testing.assert_array_equal(flat(batches), index)
 
 
+@pytest.mark.parametrize(("start", "num_examples"), [(0, 5), (4, 5), (8, 100), (12, 1)])
+def test_evaluation_of_a_part_is_that_part_of_the_whole(start, num_examples):
+    batches = list(
+        pipeline.eval_batches(
+            SOURCE, with_noise, batch_size=4, rows=range(4), start=start, num_examples=num_examples, num_threads=2
+        )
+    )
+    stop = min(start + num_examples, NUM_EXAMPLES)
+    mask = flat(batches, "mask")
+    np.testing.assert_array_equal(flat(batches)[mask == 1], np.arange(start, stop))
+    np.testing.assert_array_equal(flat(batches, "index")[mask == 0], stop - 1)
+
+
 def test_evaluation_rows_of_processes_join_to_the_batch():
     def batches(rows):
         return list(pipeline.eval_batches(SOURCE, with_noise, batch_size=4, rows=rows, num_threads=2))
@@ -160,3 +173,27 @@ def test_latent_transform_picks_a_flip_in_training_and_the_image_itself_in_evalu
 
     assert 70 < picked(True).sum() < 130
     assert not picked(False).any()
+
+
+def test_training_from_a_cache_sees_the_flips_of_training_from_the_images():
+    rng = np.random.default_rng(0)
+    images = [{"image": rng.integers(0, 256, (4, 4, 3), np.uint8), "label": i} for i in range(NUM_EXAMPLES)]
+    data = DataConfig(name="x", image_size=4)
+    plain = pipeline.image_transform(data, train=False)
+
+    def cached(example):  # the identity stands for the encoder, and an extra field rides along
+        image = plain(example, rng)["image"]
+        return {"moments": np.stack([image, image[:, ::-1]]), "label": example["label"], "caption": "a shoe"}
+
+    from_images = train(source=images, transform=pipeline.image_transform(data, train=True), seed=3)
+    from_latents = train(source=[cached(e) for e in images], transform=pipeline.latent_transform(train=True), seed=3)
+    np.testing.assert_array_equal(flat(from_images, "image"), flat(from_latents, "moments"))
+    np.testing.assert_array_equal(flat(from_images, "label"), flat(from_latents, "label"))
+    assert from_latents[0].keys() == {"moments", "label"}
+
+
+def test_a_cache_without_mirror_images_gives_the_images():
+    example = {"moments": np.zeros((1, 2, 2, 4), np.float32), "label": 3}
+    for g in range(9):
+        result = pipeline.latent_transform(train=True)(example, np.random.default_rng(g))
+        assert result["moments"].shape == (2, 2, 4)
