@@ -39,6 +39,8 @@ setup(
         "einops>=0.8,<0.9",
         "pillow>=11",
         "absl-py>=2,<3",
+        "msgpack>=1.1,<2",
+        "ml_dtypes>=0.5,<1",
         "tqdm>=4.66,<5",
         "safetensors>=0.5,<1",
         # TFDS writes images, and clu summaries, through TensorFlow; TensorFlow's summaries need tensorboard.

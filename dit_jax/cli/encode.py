@@ -1,13 +1,31 @@
-"""Writes the latent cache of a data set: the posterior's moments of every image, through a trained autoencoder."""
+"""Writes the latent cache of a data set: the posterior's moments of every image, through a trained autoencoder.
+
+The same command may be started any number of times at once, on one machine or on several that share the disk: each
+process takes parts of the data set that no other is at. One that was killed is started again, and goes on.
+"""
 
 import argparse
+import collections
+import json
 import pathlib
-import shutil
+import sys
+import time
+import typing
+from collections.abc import Iterator, Sequence
 
 from dit_jax.cli.main import add_config_argument
-from dit_jax.config import Config, load_config
+from dit_jax.config import Config, DataConfig, load_config
+
+if typing.TYPE_CHECKING:
+    import numpy as np
+    from jax.sharding import Mesh
+
+    from dit_jax.data.latent_cache import LatentCacheWriter, Plan, Shard
+    from dit_jax.models.autoencoder import Codec
+    from dit_jax.types import Params
 
 HELP = "writes the latent cache of a data set through a trained autoencoder"
+DTYPES = ("float16", "bfloat16")  # `latent_cache.DTYPES`, which is heavy to import
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,44 +34,83 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--autoencoder", required=True, metavar="DIR", help="workdir of the trained autoencoder")
     parser.add_argument("--output", required=True, metavar="DIR", help="where the cache goes")
     parser.add_argument("--batch_size", type=int, default=256, help="images per device call (default: %(default)s)")
+    parser.add_argument("--shard_size", type=int, default=8192, help="images of a file (default: %(default)s)")
+    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of the latents (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Encodes every image of both splits of the config's data set, and both flips if training flips."""
+    """Encodes every image of both splits of the config's data set, and both flips if training flips.
+
+    A cache that is complete is checked instead; what is damaged or missing is encoded again.
+    """
     config = load_config(args.config, args.overrides)
-    if args.batch_size < 1:
-        raise ValueError(f"--batch_size={args.batch_size} must be positive")
-    from dit_jax.checkpoint import find_checkpoint, params_digest
+    for name in ("batch_size", "shard_size"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name}={getattr(args, name)} must be positive")
+    import jax
+
+    from dit_jax.checkpoint import find_checkpoint
     from dit_jax.config import MeshConfig
-    from dit_jax.data.latent_cache import MANIFEST_NAME, LatentCacheWriter, read_manifest
-    from dit_jax.data.sources import prepare, source_identity
-    from dit_jax.evaluation.loaded import load
+    from dit_jax.data.latent_cache import LatentCacheWriter
+    from dit_jax.data.sources import prepare
+    from dit_jax.evaluation.loaded import AUTOENCODER_DIR, load_codec
     from dit_jax.parallel.mesh import batch_shards, make_mesh
 
     step, autoencoder_config = find_checkpoint(args.autoencoder)
     check_autoencoder(config, autoencoder_config, args.autoencoder)
-    print(prepare(config.data), flush=True)
-    mesh = make_mesh(MeshConfig())
-    model = load(args.autoencoder, step)
-    data, identity = source_identity(config.data), params_digest(model.params)
-    if (pathlib.Path(args.output) / MANIFEST_NAME).exists():
-        manifest = read_manifest(args.output)
-        if (manifest.data, manifest.autoencoder) == (data, identity):
-            print(f"{args.output} already holds these latents: {sum(manifest.splits.values())} images")
-            return
-        raise ValueError(
-            f"--output={args.output} holds the latents of other data or another autoencoder; choose another"
-        )
-    writer = LatentCacheWriter(args.output)
-    export_autoencoder(model, pathlib.Path(args.output))
+    print(prepare(config.data), file=sys.stderr if args.json else sys.stdout, flush=True)
+    mesh = make_mesh(MeshConfig(), jax.local_devices())  # the other processes' devices are theirs to use
+    codec = load_codec(args.autoencoder, 1.0, mesh, step)
     batch_size = -(-args.batch_size // batch_shards(mesh)) * batch_shards(mesh)
-    for split in (config.data.train_split, config.data.eval_split):
-        encode_split(config, model, mesh, writer, split, batch_size)
-    manifest = writer.finish(data_identity=data, autoencoder_identity=identity, train_split=config.data.train_split)
-    print(
-        f"{args.output}: {sum(manifest.splits.values())} images, latents {'x'.join(map(str, manifest.latent_shape))}, "
-        f"scale {manifest.scale:.4f}"
+    encoder = ShardEncoder(config.data, codec, mesh, batch_size)
+    # A codebook's latents are what they are; other autoencoders give a distribution of them.
+    stochastic = autoencoder_config.autoencoder.codebook is None
+    writer = LatentCacheWriter(args.output, make_plan(encoder, stochastic, args.dtype, args.shard_size))
+    writer.write_folder(
+        AUTOENCODER_DIR, lambda folder: export_autoencoder(codec.params, step, autoencoder_config, folder)
     )
+    damaged = find_damaged(writer) if writer.was_complete else []
+    if damaged:
+        writer.discard(damaged)
+    start = time.perf_counter()
+    num_encoded = encode_missing(writer, encoder)
+    seconds = time.perf_counter() - start
+    manifest = writer.finish()
+    figures = {
+        "output": args.output,
+        "images": sum(manifest.splits.values()),
+        "encoded": num_encoded,  # by this process
+        "damaged": [shard.file for shard in damaged],
+        "seconds": seconds,
+        "images_per_second": num_encoded / seconds,
+        "latent_shape": manifest.latent_shape,
+        "dtype": manifest.dtype,
+        "mean": manifest.mean,
+        "std": manifest.std,
+        "scale": manifest.scale,
+    }
+    print(json.dumps(figures) if args.json else describe(figures, writer.was_complete), flush=True)
+
+
+def describe(figures: dict, was_complete: bool) -> str:
+    """Returns the figures as lines for people."""
+    shape, damaged = "x".join(map(str, figures["latent_shape"])), figures["damaged"]
+    lines = []
+    if damaged:
+        names = ", ".join(damaged[:3]) + (f" and {len(damaged) - 3} more" if len(damaged) > 3 else "")
+        lines.append(f"damaged or missing, and encoded again: {names}")
+    if figures["encoded"]:
+        lines.append(
+            f"encoded {figures['encoded']} images in {figures['seconds']:.1f} s "
+            f"({figures['images_per_second']:.1f} images/s)"
+        )
+    holds = "already holds these latents, checked" if was_complete and not damaged else "holds"
+    lines.append(
+        f"{figures['output']} {holds}: {figures['images']} images, latents {shape} in {figures['dtype']}, "
+        f"scale {figures['scale']:.4f}"
+    )
+    return "\n".join(lines)
 
 
 def check_autoencoder(config: Config, autoencoder_config: Config, workdir: str) -> None:
@@ -69,47 +126,125 @@ def check_autoencoder(config: Config, autoencoder_config: Config, workdir: str) 
         raise ValueError(f"config.data.image_size={ours.image_size} must be divisible by the autoencoder's {factor}")
 
 
-def export_autoencoder(model, output: pathlib.Path) -> None:
-    """Writes the autoencoder's weights for evaluation into the cache, so that what trains on it needs nothing else."""
-    from dit_jax.checkpoint import Checkpoints, write_config
-    from dit_jax.evaluation.loaded import AUTOENCODER_DIR
+class ShardEncoder:
+    """Encodes the images of shards, all in batches of one shape, which start anew at each shard."""
 
-    target = output / AUTOENCODER_DIR
-    shutil.rmtree(target, ignore_errors=True)  # of an interrupted encode
-    target.mkdir(parents=True)
-    write_config(target, model.config)
-    with Checkpoints(target, max_to_keep=1) as checkpoints:
-        checkpoints.save(model.step, {"params": model.params}, model.config)
+    def __init__(self, data: DataConfig, codec: "Codec", mesh: "Mesh", batch_size: int):
+        import jax
+        import jax.numpy as jnp
+
+        from dit_jax.data.sources import open_source
+
+        def encode(codec, images):
+            flips = [images, images[:, :, ::-1]] if data.horizontal_flip else [images]
+            return jnp.stack([codec.moments(flip) for flip in flips], axis=1)  # [B, F, h, w, k]
+
+        self.data, self.codec, self.mesh, self.batch_size = data, codec, mesh, batch_size
+        self._sources = {split: open_source(data, split) for split in (data.train_split, data.eval_split)}
+        self._encode = jax.jit(encode)
+        images = jax.ShapeDtypeStruct((batch_size, data.image_size, data.image_size, data.channels), jnp.float32)
+        self.shape = jax.eval_shape(encode, codec, images).shape[1:]  # (F, h, w, k)
+
+    def batches(self, shard: "Shard") -> Iterator[tuple["np.ndarray", Sequence[int], Sequence[dict]]]:
+        """Yields the moments [B, F, h, w, k] float32, labels and extra fields of a shard's images in order."""
+        import numpy as np
+
+        from dit_jax.data.pipeline import eval_batches, image_transform
+        from dit_jax.parallel.mesh import local_rows, put_batch
+
+        to_image = image_transform(self.data, train=False)
+
+        def transform(example, rng):
+            fields = {name: example[name] for name in self.data.extra_fields}
+            return to_image(example, rng) | {"fields": np.array(fields, dtype=object)}  # a batch of them: [B] dicts
+
+        def without_padding(moments, batch):
+            real = batch["mask"] > 0
+            return np.asarray(moments)[real], batch["label"][real], batch["fields"][real]
+
+        batches = eval_batches(
+            self._sources[shard.split],
+            transform,
+            batch_size=self.batch_size,
+            rows=local_rows(self.mesh, self.batch_size),
+            start=shard.start,
+            num_examples=shard.count,
+            num_threads=self.data.num_threads,
+        )
+        queue = collections.deque()  # the device encodes a batch while the one before it is written
+        for batch in batches:
+            images = put_batch({"image": batch["image"]}, self.mesh, self.batch_size)["image"]
+            queue.append((self._encode(self.codec, images), batch))
+            if len(queue) > 1:
+                yield without_padding(*queue.popleft())
+        for moments, batch in queue:
+            yield without_padding(moments, batch)
 
 
-def encode_split(config: Config, model, mesh, writer, split: str, batch_size: int) -> None:
-    """Encodes the images of one split, in their order."""
+def make_plan(encoder: ShardEncoder, stochastic: bool, dtype: str, shard_size: int) -> "Plan":
+    """Returns what decides the bytes of the cache."""
     import jax
-    import jax.numpy as jnp
-    import numpy as np
+
+    from dit_jax.checkpoint import params_digest
+    from dit_jax.data.latent_cache import Plan
+    from dit_jax.data.sources import source_identity
+
+    num_flips, height, width, depth = encoder.shape
+    device = encoder.mesh.devices.flat[0]
+    return Plan(
+        data=source_identity(encoder.data),
+        train_split=encoder.data.train_split,
+        autoencoder=params_digest(encoder.codec.params),
+        latent_shape=(height, width, depth // 2 if stochastic else depth),
+        stochastic=stochastic,
+        num_flips=num_flips,
+        dtype=dtype,
+        extra_fields=encoder.data.extra_fields,
+        shard_size=shard_size,
+        batch_size=encoder.batch_size,
+        num_devices=encoder.mesh.size,
+        device=f"{device.platform} {device.device_kind}",
+        jax=jax.__version__,
+    )
+
+
+def export_autoencoder(params: "Params", step: int, config: Config, folder: pathlib.Path) -> None:
+    """Writes the autoencoder's weights for evaluation, so that what trains on the cache needs nothing else."""
+    from dit_jax.checkpoint import Checkpoints, write_config
+
+    write_config(folder, config)
+    with Checkpoints(folder, max_to_keep=1) as checkpoints:
+        checkpoints.save(step, {"params": params}, config)
+
+
+def find_damaged(writer: "LatentCacheWriter") -> list["Shard"]:
+    """Returns the shards of a complete cache that are missing or have another SHA-256 than they were written with."""
     from tqdm import tqdm
 
-    from dit_jax.data.pipeline import eval_batches, image_transform
-    from dit_jax.data.sources import open_source
-    from dit_jax.parallel.mesh import local_rows, prefetch
+    damaged = []
+    with tqdm(total=sum(shard.count for shard in writer.shards), desc="checking", unit="image") as progress:
+        for shard in writer.shards:
+            if not writer.is_intact(shard):
+                damaged.append(shard)
+            progress.update(shard.count)
+    return damaged
 
-    source = open_source(config.data, split)
 
-    def encode(codec, images):
-        flips = [images, images[:, :, ::-1]] if config.data.horizontal_flip else [images]
-        return jnp.stack([codec.moments(flip) for flip in flips], axis=1)  # [B, F, h, w, 2c]
+def encode_missing(writer: "LatentCacheWriter", encoder: ShardEncoder) -> int:
+    """Writes what no other process does, until every shard is there; returns the number of images."""
+    from tqdm import tqdm
 
-    encode = jax.jit(encode)
-    batches = eval_batches(
-        source,
-        image_transform(config.data, train=False),
-        batch_size=batch_size,
-        rows=local_rows(mesh, batch_size),
-        num_threads=config.data.num_threads,
-    )
-    with tqdm(total=len(source), desc=f"encoding {split}", unit="image") as progress:
-        for batch in prefetch(batches, mesh, batch_size):
-            real = np.asarray(batch["mask"]) > 0
-            moments = np.asarray(encode(model.codec, batch["image"]))
-            writer.write(split, moments[real], np.asarray(batch["label"])[real])
-            progress.update(int(real.sum()))
+    left = sum(shard.count for shard in writer.shards if not writer.is_written(shard))
+    if not left:
+        return 0
+    with tqdm(total=left, desc="encoding", unit="image") as progress:
+
+        def batches(shard: "Shard") -> Iterator[tuple]:
+            for batch in encoder.batches(shard):
+                yield batch
+                progress.update(len(batch[0]))
+
+        for shard in writer.missing_shards(lambda shard: progress.set_postfix_str(f"waiting for {shard.name}")):
+            progress.set_postfix_str(shard.name)
+            writer.write_shard(shard, batches(shard))
+        return progress.n

@@ -160,6 +160,7 @@ def resolve_latents(config: Config) -> Config:
       ValueError: where the cache is missing, incomplete or of other images than the config's.
     """
     from dit_jax.data.latent_cache import read_manifest
+    from dit_jax.data.transforms import CROP
 
     latents = config.latents
     if latents.path is None:
@@ -168,16 +169,16 @@ def resolve_latents(config: Config) -> Config:
         )
     manifest = read_manifest(latents.path)
     given = {
-        "latents.shape": (latents.shape, manifest.latent_shape),
-        "latents.autoencoder": (latents.autoencoder or manifest.autoencoder, manifest.autoencoder),
+        "config.latents.shape": (latents.shape, manifest.latent_shape),
+        "config.latents.autoencoder": (latents.autoencoder or manifest.autoencoder, manifest.autoencoder),
+        "crop": (CROP, manifest.data.get("crop")),  # there is one way to crop
     }
     for name in ("name", "image_size", "channels", "num_classes", "horizontal_flip"):
-        given[f"data.{name}"] = getattr(config.data, name), manifest.data.get(name)
+        given[f"config.data.{name}"] = getattr(config.data, name), manifest.data.get(name)
     for key, (ours, theirs) in given.items():
         if ours != theirs:
             raise ValueError(
-                f"config.{key}={ours!r} but the latent cache {latents.path} has {theirs!r}; "
-                "change the config or encode again"
+                f"{key}={ours!r} but the latent cache {latents.path} has {theirs!r}; change the config or encode again"
             )
     scale = manifest.scale if latents.scale is None else latents.scale
     resolved = dataclasses.replace(latents, scale=scale, autoencoder=manifest.autoencoder)

@@ -1,26 +1,99 @@
-"""The latent cache: a data set as the moments that a trained autoencoder gives its images, on disk.
+"""The latent cache: a data set as what a trained autoencoder makes of its images, on disk.
 
-A cache is a folder with an ArrayRecord file a split and `manifest.json`, which is written last: a folder without it
-is incomplete. A record is a little-endian int32 label and the float16 moments [F, h, w, 2c] of an image and, where
-F = 2, of its mirror image; the first c channels of the moments are the posterior's mean, the others its log-variance.
-Latents are sampled from them in training, as an image is encoded anew each time it is seen.
+A cache is a folder. Each split is a row of ArrayRecord files, shards, of a fixed number of consecutive examples:
+
+    encoding.json                                    the plan: everything that decides the bytes; written first
+    latents-<split>-00003-of-00008.arrayrecord       a shard; the split's name is quoted as in a URL
+    latents-<split>-00003-of-00008.json              its count, bytes, SHA-256 and sums; a shard without it is not there
+    manifest.json                                    what readers need; written last: a cache without it is unfinished
+    autoencoder/                                     the weights that decode the latents (of `dit-jax encode`)
+    .locks/                                          empty files, locked by whoever writes what they are named after
+
+Every file is written aside, flushed and renamed, and a shard is a pure function of the plan and its number. So any
+number of processes may fill a cache together, and one that is killed at any moment leaves neither a gap nor a copy.
+
+A record is a msgpack map of `label`, of the data set's extra fields, and of `moments`: the bytes of [F, h, w, k] in
+the manifest's dtype, for an image and, where F = 2, for its mirror image. Where the autoencoder's posterior is a
+distribution (`stochastic`), k = 2c: c channels of its mean, then c of its log-variance, from which training draws
+latents, as if an image were encoded anew each time it is seen. Where it is not (VQ), k = c: the latent itself.
 """
 
+import concurrent.futures
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
+import secrets
+import shutil
 import urllib.parse
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
 
+import ml_dtypes
+import msgpack
 import numpy as np
 
+from dit_jax.data.file_lock import file_lock
 from dit_jax.data.sources import Source
 
-FORMAT_VERSION = 1
-MANIFEST_NAME = "manifest.json"
-LABEL_DTYPE, MOMENTS_DTYPE = np.dtype("<i4"), np.dtype("<f2")
+FORMAT_VERSION = 2
+PLAN_NAME, MANIFEST_NAME, LOCKS_DIR = "encoding.json", "manifest.json", ".locks"
+DTYPES = {"float16": np.dtype("<f2"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}  # that moments may be stored in
+SIDECAR_KEYS = {"count", "bytes", "sha256", "sums"}
+SUMMED = 3  # rows of a shard's sums: the posterior's mean, mean^2 and variance
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Everything that decides the bytes of a cache. The fields after `shard_size` matter to the last bits only."""
+
+    data: dict[str, Any]  # `sources.source_identity` of the data set, with the number of examples of each split
+    train_split: str  # whose statistics the manifest has
+    autoencoder: str  # identity of the autoencoder (sha256)
+    latent_shape: tuple[int, int, int]  # (h, w, c)
+    stochastic: bool  # moments are a mean and a log-variance; False: the latent itself
+    num_flips: int  # 1: the images; 2: also their mirror images
+    dtype: str  # of the moments
+    extra_fields: tuple[str, ...]  # of an example, beside its label
+    shard_size: int  # examples of a shard; the last one of a split has what is left
+    batch_size: int  # images of a device call; batches start anew at each shard
+    num_devices: int  # that a batch is split over
+    device: str  # their kind
+    jax: str  # version
+    version: int = FORMAT_VERSION
+
+
+EXECUTION_KEYS = ("batch_size", "num_devices", "device", "jax")  # of a plan: a cache that is whole may have other ones
+
+
+class Shard(NamedTuple):
+    """A row of consecutive examples of a split; `name` is that of its files, without a suffix."""
+
+    name: str
+    split: str
+    start: int
+    count: int
+
+    @property
+    def file(self) -> str:
+        """The name of the ArrayRecord file."""
+        return f"{self.name}.arrayrecord"
+
+    @property
+    def sidecar(self) -> str:
+        """The name of the file that says that the shard is there."""
+        return f"{self.name}.json"
+
+
+class StoredShard(NamedTuple):
+    """A shard as the manifest lists it."""
+
+    file: str
+    count: int
+    bytes: int
+    sha256: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,120 +101,288 @@ class Manifest:
     """What a cache holds and where it comes from."""
 
     version: int  # of the format of the cache
-    data: dict[str, Any]  # `sources.source_identity` of the data set
-    autoencoder: str  # identity of the autoencoder (sha256)
+    data: dict[str, Any]  # as in the plan, and so on
+    autoencoder: str
     splits: dict[str, int]  # name -> number of examples
-    latent_shape: tuple[int, int, int]  # (h, w, c)
-    num_flips: int  # 1: the images; 2: also their mirror images
-    dtype: str  # of the moments
+    latent_shape: tuple[int, int, int]
+    stochastic: bool
+    num_flips: int
+    dtype: str
+    extra_fields: tuple[str, ...]
     mean: list[float]  # [c] of the latents of the training split, sampled
     std: list[float]  # [c]
     scale: float  # 1 / std over all channels together: latents are multiplied by it (LDM, appendix G)
+    shards: dict[str, list[StoredShard]]  # of each split, in order
+
+
+def split_shards(split: str, num_examples: int, shard_size: int) -> list[Shard]:
+    """Returns the shards of a split; names such as "train[:90%]" are quoted as in a URL."""
+    total, quoted = -(-num_examples // shard_size), urllib.parse.quote(split, safe="")
+    return [
+        Shard(
+            f"latents-{quoted}-{number:05}-of-{total:05}",
+            split,
+            number * shard_size,
+            min(shard_size, num_examples - number * shard_size),
+        )
+        for number in range(total)
+    ]
 
 
 class LatentCacheWriter:
-    """Writes a cache: `write` for every batch, then `finish`.
+    """Fills a cache, alone or together with other processes that have the same plan.
 
-    A folder that an interrupted run left incomplete is started anew.
+    `missing_shards` hands out what there is to write, `write_shard` writes it, `finish` completes the cache.
     """
 
-    def __init__(self, path: str | os.PathLike):
-        self._path = pathlib.Path(path)
-        if (self._path / MANIFEST_NAME).exists():
-            raise ValueError(f"{self._path} already holds a latent cache; delete it or choose another --output")
-        try:
-            self._path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"{self._path} must be a folder to write to: {error}; choose another --output") from error
-        for stale in self._path.glob("latents-*.arrayrecord"):
-            stale.unlink()
-        self._files: dict[str, Any] = {}
-        self._counts: dict[str, int] = {}
-        self._sums: dict[str, np.ndarray] = {}
-        self._shape: tuple[int, ...] | None = None
+    def __init__(self, path: str | os.PathLike, plan: Plan):
+        """Makes the folder and writes the plan, or compares it with the one that is there.
 
-    def write(self, split: str, moments: np.ndarray, labels: Sequence[int]) -> None:
-        """Appends examples to a split.
+        Raises:
+          ValueError: where the folder holds a cache of another plan, or cannot be written.
+        """
+        self.path = pathlib.Path(path)
+        self._plan = json.loads(json.dumps(dataclasses.asdict(plan)))  # as it reads from the file
+        splits = plan.data["splits"].items()
+        self.shards = [shard for split, size in splits for shard in split_shards(split, size, plan.shard_size)]
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with self.lock(PLAN_NAME):
+                self._remove_left_behind(PLAN_NAME)
+                if not (self.path / PLAN_NAME).exists():
+                    if (self.path / MANIFEST_NAME).exists():
+                        raise ValueError(
+                            f"--output={path} holds a latent cache without {PLAN_NAME}, as an older dit_jax wrote it; "
+                            "delete it or choose another --output"
+                        )
+                    self._write(PLAN_NAME, self._plan)
+        except OSError as error:
+            raise ValueError(
+                f"--output={path} must be a folder to write to: {error}; choose another --output"
+            ) from error
+        self.was_complete = (self.path / MANIFEST_NAME).exists()
+        self._require_plan(ignored=EXECUTION_KEYS if self.was_complete else ())
+
+    def lock(self, name: str, wait: bool = True, on_wait: Callable[[], None] | None = None) -> AbstractContextManager:
+        """Returns the lock (`file_lock`) of what has this name in the cache."""
+        return file_lock(self.path / LOCKS_DIR / name, wait, on_wait)
+
+    def is_written(self, shard: Shard) -> bool:
+        """Returns whether a shard is there, by its sidecar and its size."""
+        return self._read_sidecar(shard) is not None
+
+    def is_intact(self, shard: Shard) -> bool:
+        """Returns whether a shard is there and has the SHA-256 that it was written with."""
+        sidecar = self._read_sidecar(shard)
+        return sidecar is not None and _sha256(self.path / shard.file) == sidecar["sha256"]
+
+    def discard(self, shards: Sequence[Shard]) -> None:
+        """Takes back damaged shards, and with them the manifest, so that they are written again."""
+        self._require_plan()  # the new shards must be what the others are, bit for bit
+        for shard in shards:
+            with self.lock(shard.name):
+                if not self.is_intact(shard):  # another process may have written it since
+                    (self.path / shard.sidecar).unlink(missing_ok=True)
+        # Last: a cache with a manifest is checked whole, so a kill before this line loses nothing.
+        (self.path / MANIFEST_NAME).unlink(missing_ok=True)
+
+    def missing_shards(self, on_wait: Callable[[Shard], None] | None = None) -> Iterator[Shard]:
+        """Yields shards to write, each locked until the next is asked for; ends when all are there.
+
+        Shards that other processes write are left to them; towards the end this waits for them, and yields what
+        one that was killed did not write.
 
         Args:
-          split: its name.
-          moments: [B, F, h, w, 2c] float32.
-          labels: [B] integers.
+          on_wait: called with the shard that is waited for.
+        """
+        left, wait = self.shards, False
+        while left := [shard for shard in left if not self.is_written(shard)]:
+            found = False
+            for shard in left[:1] if wait else left:
+                with self.lock(shard.name, wait, lambda shard=shard: on_wait and on_wait(shard)) as held:
+                    if held and not self.is_written(shard):
+                        found = True
+                        self._remove_left_behind(shard.name)
+                        yield shard
+                        assert self.is_written(shard), shard
+            wait = not found and not wait  # after a wait, look for what others let go meanwhile
+
+    def write_shard(
+        self, shard: Shard, batches: Iterable[tuple[np.ndarray, Sequence[int], Sequence[dict[str, Any]]]]
+    ) -> None:
+        """Writes a shard that `missing_shards` gave.
+
+        Args:
+          shard: which.
+          batches: its examples in order, some at a time: moments [B, F, h, w, k] float32, labels [B], extra fields [B].
         """
         from array_record.python.array_record_module import ArrayRecordWriter
 
-        if split not in self._files:
-            # Groups of one record, for random access; float16 noise does not compress, so reading need not pay for it.
-            path = str(self._path / _file_name(split))
-            self._files[split] = ArrayRecordWriter(path, "group_size:1,uncompressed")
-            self._counts[split] = 0
-        self._shape = self._shape or moments.shape[1:]
-        assert moments.ndim == 5 and moments.shape[1:] == self._shape, (moments.shape, self._shape)
-        with np.errstate(over="ignore"):  # an overflow is an error below
-            stored = np.asarray(moments).astype(MOMENTS_DTYPE)
-        if not np.isfinite(stored).all():
-            raise ValueError(
-                f"the autoencoder's moments must be finite in float16, but are not for an image of split {split!r} "
-                f"in {self._counts[split]} to {self._counts[split] + len(stored) - 1}; train the autoencoder further"
-            )
-        for example, label in zip(stored, labels, strict=True):
-            self._files[split].write(np.array(label, LABEL_DTYPE).tobytes() + example.tobytes())
-        self._counts[split] += len(stored)
-        self._sums[split] = self._sums.get(split, 0) + _sums(stored)
+        height, width, channels = self._plan["latent_shape"]
+        depth = 2 * channels if self._plan["stochastic"] else channels
+        shape = (self._plan["num_flips"], height, width, depth)
+        temporary, count, sums = self._temporary(shard.file), 0, np.zeros((SUMMED, channels))
+        # Groups of one record, for random access; moments do not compress, so reading need not pay for it.
+        writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
+        try:
+            for moments, labels, fields in batches:
+                assert moments.shape[1:] == shape, (moments.shape, shape)
+                stored = self._to_stored(moments, shard, count)
+                for example, label, extra in zip(stored, labels, fields, strict=True):
+                    assert tuple(extra) == tuple(self._plan["extra_fields"]), extra
+                    writer.write(msgpack.packb({"label": int(label), **extra, "moments": example.tobytes()}))
+                count += len(stored)
+                sums += _sums(stored, self._plan["stochastic"])
+        finally:
+            writer.close()
+        assert count == shard.count, (count, shard)
+        _flush(temporary)
+        sidecar = {
+            "count": count,
+            "bytes": temporary.stat().st_size,
+            "sha256": _sha256(temporary),
+            "sums": sums.tolist(),
+        }
+        os.replace(temporary, self.path / shard.file)
+        _flush(self.path)  # the sidecar must not reach the disk before what it speaks of
+        self._write(shard.sidecar, sidecar)
 
-    def finish(self, data_identity: dict[str, Any], autoencoder_identity: str, train_split: str) -> Manifest:
-        """Completes the cache; returns its manifest, with the statistics of the training split."""
-        assert train_split in self._files, (train_split, list(self._files))
-        for file in self._files.values():
-            file.close()
-        num_flips, height, width, channels = self._shape
-        mean, square, variance = self._sums[train_split] / (self._counts[train_split] * num_flips * height * width)
+    def write_folder(self, name: str, write: Callable[[pathlib.Path], None]) -> None:
+        """Adds a folder that `write` fills, unless it is there."""
+        with self.lock(name):
+            if not (self.path / name).is_dir():
+                self._remove_left_behind(name)
+                temporary = self._temporary(name)
+                temporary.mkdir()
+                write(temporary)
+                os.replace(temporary, self.path / name)
+                _flush(self.path)
+
+    def finish(self) -> Manifest:
+        """Writes the manifest, the same whoever does; returns it, with the statistics of the training split."""
+        with self.lock(MANIFEST_NAME):
+            self._remove_left_behind(MANIFEST_NAME)
+            file, values = self.path / MANIFEST_NAME, self._manifest_values()
+            if not file.exists() or file.read_bytes() != _to_json(values).encode():
+                self._write(MANIFEST_NAME, values)
+            return read_manifest(self.path)
+
+    def _manifest_values(self) -> dict[str, Any]:
+        plan = self._plan
+        shards, sums = {split: [] for split in plan["data"]["splits"]}, 0
+        for shard in self.shards:
+            sidecar = self._read_sidecar(shard)
+            if sidecar is None:
+                raise ValueError(f"{self.path / shard.file} vanished while others were written; run the command again")
+            shards[shard.split].append((shard.file, *(sidecar[key] for key in ("count", "bytes", "sha256"))))
+            if shard.split == plan["train_split"]:
+                sums = sums + np.array(sidecar["sums"])
+        height, width, _ = plan["latent_shape"]
+        num_positions = plan["data"]["splits"][plan["train_split"]] * plan["num_flips"] * height * width
+        mean, square, variance = sums / num_positions
         second_moment = square + variance  # E[z^2] of z = mean + sigma * noise; E[z] is that of the mean
-        manifest = Manifest(
-            version=FORMAT_VERSION,
-            data=data_identity,
-            autoencoder=autoencoder_identity,
-            splits=self._counts,
-            latent_shape=(height, width, channels // 2),
-            num_flips=num_flips,
-            dtype=MOMENTS_DTYPE.name,
-            mean=mean.tolist(),
-            std=np.sqrt(second_moment - mean**2).tolist(),
-            scale=float(1 / np.sqrt(second_moment.mean() - mean.mean() ** 2)),
-        )
-        temporary = self._path / f"{MANIFEST_NAME}.tmp"
-        temporary.write_text(json.dumps(dataclasses.asdict(manifest), indent=2) + "\n")
-        os.replace(temporary, self._path / MANIFEST_NAME)
-        return manifest
+        variance_of_all = second_moment.mean() - mean.mean() ** 2
+        if not variance_of_all > 0:
+            raise ValueError(
+                f"the latents of split {plan['train_split']!r} must differ, but all are {mean.mean():g}; "
+                "train the autoencoder further"
+            )
+        values = {key: plan[key] for key in plan if key in {field.name for field in dataclasses.fields(Manifest)}}
+        return values | {
+            "splits": plan["data"]["splits"],
+            "mean": mean.tolist(),
+            "std": np.sqrt(np.maximum(second_moment - mean**2, 0)).tolist(),
+            "scale": float(1 / np.sqrt(variance_of_all)),
+            "shards": shards,
+        }
+
+    def _to_stored(self, moments: np.ndarray, shard: Shard, done: int) -> np.ndarray:
+        with np.errstate(over="ignore"):  # an overflow is an error below
+            stored = np.asarray(moments).astype(DTYPES[self._plan["dtype"]])
+        finite = np.isfinite(stored).all(axis=tuple(range(1, stored.ndim)))
+        if not finite.all():
+            raise ValueError(
+                f"the autoencoder's moments must be finite in {self._plan['dtype']}, but are not for image "
+                f"{shard.start + done + int(finite.argmin())} of split {shard.split!r}; train the autoencoder further"
+            )
+        return stored
+
+    def _read_sidecar(self, shard: Shard) -> dict[str, Any] | None:
+        """Returns what a shard's sidecar says, None where the shard is not there."""
+        try:
+            values = json.loads((self.path / shard.sidecar).read_text())
+            size = (self.path / shard.file).stat().st_size
+        except (FileNotFoundError, ValueError):
+            return None
+        whole = isinstance(values, dict) and values.keys() == SIDECAR_KEYS
+        return values if whole and (values["count"], values["bytes"]) == (shard.count, size) else None
+
+    def _require_plan(self, ignored: Sequence[str] = ()) -> None:
+        """Raises ValueError unless the cache's plan is ours, but for the keys to ignore."""
+        file = self.path / PLAN_NAME
+        try:
+            stored = _flat(json.loads(file.read_text()))
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{file} is damaged ({error}); delete {self.path} and run the command again") from error
+        ours = _flat(self._plan)
+        differing = [key for key in ours | stored if stored.get(key) != ours.get(key) and key not in ignored]
+        if differing:
+            key, more = differing[0], f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
+            raise ValueError(
+                f"--output={self.path} was begun with {key}={stored.get(key)!r}, but this command has "
+                f"{ours.get(key)!r}{more}; give the same, or choose another --output"
+            )
+
+    def _temporary(self, name: str) -> pathlib.Path:
+        """Returns where to write what will get this name; unique, should a shared disk have lost its locks."""
+        return self.path / f".{name}.{secrets.token_hex(8)}.tmp"
+
+    def _remove_left_behind(self, name: str) -> None:
+        """Removes what killed processes had begun of the files whose names begin so; the caller holds the lock."""
+        for path in self.path.glob(f".{name}.*.tmp"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def _write(self, name: str, values: dict[str, Any]) -> None:
+        """Writes a JSON file that is there as a whole or not at all; the caller holds its lock."""
+        temporary = self._temporary(name)
+        temporary.write_text(_to_json(values))
+        _flush(temporary)
+        os.replace(temporary, self.path / name)
+        _flush(self.path)
 
 
 def read_manifest(path: str | os.PathLike) -> Manifest:
     """Returns the manifest of a complete cache, or raises ValueError with the remedy."""
     path = pathlib.Path(path)
+    remedy = f"run `dit-jax encode --output={path}` again"
     if not path.is_dir():
         raise ValueError(f"no latent cache at {path}; write one with `dit-jax encode --output={path}`")
     if not (path / MANIFEST_NAME).exists():
-        raise ValueError(
-            f"latent cache {path} is incomplete (it has no {MANIFEST_NAME}); run `dit-jax encode --output={path}` again"
-        )
-    remedy = f"delete {path} and run `dit-jax encode --output={path}` again"
+        raise ValueError(f"latent cache {path} is unfinished (it has no {MANIFEST_NAME}); {remedy}")
     try:
         values = json.loads((path / MANIFEST_NAME).read_text())
         version = values["version"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path / MANIFEST_NAME} is damaged ({error!r}); {remedy}") from error
-    if version > FORMAT_VERSION:
+    if version != FORMAT_VERSION:
+        newer = version > FORMAT_VERSION
         raise ValueError(
-            f"latent cache {path} has format {version}, but this dit_jax reads up to {FORMAT_VERSION}; upgrade dit_jax"
+            f"latent cache {path} has format {version}, but this dit_jax reads {FORMAT_VERSION}; "
+            + ("upgrade dit_jax" if newer else f"delete {path} and {remedy}")
         )
     differing = sorted({field.name for field in dataclasses.fields(Manifest)} ^ set(values))
     if differing:
         raise ValueError(f"{path / MANIFEST_NAME} has missing or unknown keys {', '.join(differing)}; {remedy}")
-    return Manifest(**values | {"latent_shape": tuple(values["latent_shape"])})
+    shards = {split: [StoredShard(*shard) for shard in shards] for split, shards in values["shards"].items()}
+    tuples = {key: tuple(values[key]) for key in ("latent_shape", "extra_fields")}
+    return Manifest(**values | tuples | {"shards": shards})
 
 
 def open_latents(path: str | os.PathLike, split: str) -> Source:
-    """Returns a split of a cache as a sequence of `{"moments": [F, h, w, 2c] float32, "label": int}`."""
+    """Returns a split of a cache as a sequence of `{"moments": [F, h, w, k] float32, "label": int}` and extra fields.
+
+    Every shard is there and has its size and count, or this raises ValueError; its content is checked as it is read.
+    """
     return _Latents(pathlib.Path(path), split)
 
 
@@ -153,44 +394,81 @@ class _Latents(Source):
         if split not in manifest.splits:
             raise ValueError(f"latent cache {path} has no split {split!r}, only {', '.join(manifest.splits)}; use one")
         height, width, channels = manifest.latent_shape
-        self._shape = (manifest.num_flips, height, width, 2 * channels)
-        self._file = path / _file_name(split)
-        try:
-            self._records = ArrayRecordDataSource(str(self._file))
-        except RuntimeError as error:
-            raise self._damaged(error) from error
-        if len(self._records) != manifest.splits[split]:
-            raise self._damaged(f"{len(self._records)} records instead of {manifest.splits[split]}")
+        self._shape = (manifest.num_flips, height, width, 2 * channels if manifest.stochastic else channels)
+        self._dtype, self._path, self._name = DTYPES[manifest.dtype], path, f"split {split!r}"
+        shards = manifest.shards[split]
+        with concurrent.futures.ThreadPoolExecutor() as threads:  # a shared disk takes its time for each
+            list(threads.map(self._check, shards))
+        # With its range in the name, a file is not opened a second time to count its records.
+        self._records = ArrayRecordDataSource([f"{path / shard.file}[0:{shard.count}]" for shard in shards])
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         try:
-            records = self._records.__getitems__(indices)
-        except RuntimeError as error:  # ArrayRecord's checksums
-            raise self._damaged(error) from error
-        return [self._example(record) for record in records]
+            return [self._example(record) for record in self._records.__getitems__(indices)]
+        except (RuntimeError, ValueError) as error:  # ArrayRecord's checksums, and a record that is none of ours
+            raise self._damaged(self._name, f"damaged ({' '.join(str(error).split())})") from error
 
     def _example(self, record: bytes) -> dict[str, Any]:
-        label = np.frombuffer(record, LABEL_DTYPE, count=1)[0]
-        moments = np.frombuffer(record, MOMENTS_DTYPE, offset=LABEL_DTYPE.itemsize).reshape(self._shape)
-        return {"moments": moments.astype(np.float32), "label": int(label)}
+        example = msgpack.unpackb(record)
+        moments = np.frombuffer(example["moments"], self._dtype).reshape(self._shape)
+        return example | {"moments": moments.astype(np.float32)}
 
-    def _damaged(self, reason: Any) -> ValueError:
-        folder = self._file.parent
-        return ValueError(
-            f"latent cache file {self._file} is truncated or damaged ({reason}); delete {folder} and run "
-            f"`dit-jax encode --output={folder}` again"
-        )
+    def _check(self, shard: StoredShard) -> None:
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        file = self._path / shard.file
+        if not file.exists():
+            raise self._damaged(shard.file, "missing")
+        size = file.stat().st_size
+        if size != shard.bytes:
+            raise self._damaged(shard.file, f"truncated or damaged ({size} bytes instead of {shard.bytes})")
+        try:
+            reader = ArrayRecordReader(str(file))
+            count = reader.num_records()
+            reader.close()
+        except RuntimeError as error:
+            raise self._damaged(shard.file, f"damaged ({' '.join(str(error).split())})") from error
+        if count != shard.count:
+            raise self._damaged(shard.file, f"damaged ({count} records instead of {shard.count})")
+
+    def _damaged(self, what: str, how: str) -> ValueError:
+        return ValueError(f"{what} of latent cache {self._path} is {how}; {_remedy(self._path)}")
 
 
-def _file_name(split: str) -> str:
-    """Returns the file of a split; names such as "train[:90%]" are quoted as in a URL."""
-    return f"latents-{urllib.parse.quote(split, safe='')}.arrayrecord"
+def _remedy(path: pathlib.Path) -> str:
+    return f"run `dit-jax encode --output={path}` again, which writes what is damaged or missing"
 
 
-def _sums(moments: np.ndarray) -> np.ndarray:
+def _sums(stored: np.ndarray, stochastic: bool) -> np.ndarray:
     """Returns the sums over examples and positions of the posterior's mean, mean^2 and variance: [3, c] float64."""
-    mean, log_variance = np.split(moments.astype(np.float64), 2, axis=-1)
-    return np.stack([x.sum(axis=tuple(range(x.ndim - 1))) for x in (mean, mean**2, np.exp(log_variance))])
+    moments = stored.astype(np.float64)
+    mean, log_variance = np.split(moments, 2, axis=-1) if stochastic else (moments, None)
+    variance = np.exp(log_variance) if stochastic else np.zeros_like(mean)
+    return np.stack([x.sum(axis=tuple(range(x.ndim - 1))) for x in (mean, mean**2, variance)])
+
+
+def _sha256(file: pathlib.Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _to_json(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=2) + "\n"
+
+
+def _flat(plan: dict[str, Any]) -> dict[str, Any]:
+    """Returns a plan with keys such as "data.image_size"."""
+    data = {f"data.{key}": value for key, value in plan.get("data", {}).items()}
+    return data | {key: value for key, value in plan.items() if key != "data"}
+
+
+def _flush(path: pathlib.Path) -> None:
+    """Returns when a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

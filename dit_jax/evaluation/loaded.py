@@ -132,9 +132,9 @@ def load(
     return LoadedModel(config, params, step, codec, mesh)
 
 
-def load_codec(workdir: str | os.PathLike, scale: float, mesh: Mesh) -> Codec:
-    """Returns the autoencoder of a workdir, for latents multiplied by `scale`."""
-    config, params, _ = _load_params(workdir, None, mesh)
+def load_codec(workdir: str | os.PathLike, scale: float, mesh: Mesh, step: int | None = None) -> Codec:
+    """Returns the autoencoder of a workdir's newest checkpoint (or of `step`), for latents multiplied by `scale`."""
+    config, params, _ = _load_params(workdir, step, mesh)
     if config.stage != "autoencoder":
         raise ValueError(f"{workdir} is of stage {config.stage!r}; an autoencoder's workdir is needed here")
     return Codec(params, build_autoencoder(config.autoencoder, config.data.channels), scale)

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -16,13 +16,14 @@ from dit_jax.types import Batch
 BATCH_AXES = ("data", "fsdp")  # the mesh axes that split the batch
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """Returns the mesh of a config over all devices.
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns the mesh of a config over some devices; None: all of all processes.
 
     Raises:
       ValueError: where the axes' sizes do not multiply to the number of devices.
     """
-    sizes, num_devices = dataclasses.asdict(config), jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    sizes, num_devices = dataclasses.asdict(config), len(devices)
     given = math.prod(size for size in sizes.values() if size != -1)
     if -1 in sizes.values() and num_devices % given == 0:
         sizes = {axis: num_devices // given if size == -1 else size for axis, size in sizes.items()}
@@ -31,7 +32,8 @@ def make_mesh(config: MeshConfig) -> Mesh:
             f"config.mesh={dataclasses.asdict(config)} must multiply to the {num_devices} devices; "
             "set one axis to -1 to take what the others leave"
         )
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+    axis_types = (AxisType.Auto,) * len(sizes)
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=axis_types, devices=devices)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, key: str) -> None:

@@ -1,94 +1,338 @@
-"""What is written is read, and a cache that is not whole is an error."""
+"""What is written is read, whoever wrote it and however often it was killed; a cache that is not whole is an error."""
 
+import concurrent.futures
+import dataclasses
 import json
 import os
+import pathlib
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 from dit_jax.data import latent_cache
+from dit_jax.data.file_lock import file_lock
 
-SHAPE = (2, 8, 6, 6)  # flips, height, width, twice the channels
 TRAIN, EVAL = "train[:90%]", "test+extra/x"  # names that are no file names
-IDENTITY = {"name": "shapes", "splits": {TRAIN: 120, EVAL: 30}}
+SIZES = {TRAIN: 23, EVAL: 5}
+BATCH_SIZE = 3
+PLAN = latent_cache.Plan(
+    data={"name": "shapes", "image_size": 16, "splits": SIZES},
+    train_split=TRAIN,
+    autoencoder="sha256:abc",
+    latent_shape=(8, 6, 3),
+    stochastic=True,
+    num_flips=2,
+    dtype="float16",
+    extra_fields=("caption", "score"),
+    shard_size=8,
+    batch_size=BATCH_SIZE,
+    num_devices=1,
+    device="cpu",
+    jax="0",
+)
+DETERMINISTIC = dataclasses.replace(PLAN, stochastic=False, num_flips=1, extra_fields=(), dtype="bfloat16")
 
 
-def make_examples(size, seed):
-    rng = np.random.default_rng(seed)
-    moments = rng.standard_normal((size, *SHAPE)).astype(np.float32)
-    moments[..., :3] = moments[..., :3] * [1, 2, 0.5] + [0, 3, -1]  # means: channels of their own scale and offset
-    moments[..., 3:] -= [1, 0, 6]  # log-variances
-    return moments, rng.integers(0, 10, size)
+def examples(plan, split):
+    """All moments, labels and extra fields of a split."""
+    rng = np.random.default_rng(len(split))
+    height, width, channels = plan.latent_shape
+    moments = rng.standard_normal((SIZES[split], plan.num_flips, height, width, channels * (1 + plan.stochastic)))
+    moments[..., :channels] = moments[..., :channels] * [1, 2, 0.5] + [0, 3, -1]  # each channel its scale and offset
+    moments[..., channels:] -= [1, 0, 6][: moments.shape[-1] - channels]  # log-variances
+    fields = [{"caption": f"ein Schuh ✓ {i}", "score": i / 3} for i in range(SIZES[split])]
+    fields = [{name: row[name] for name in plan.extra_fields} for row in fields]
+    return moments.astype(np.float32), rng.integers(0, 10, SIZES[split]), fields
+
+
+def batches(plan, shard):
+    """The batches of a shard."""
+    whole = examples(plan, shard.split)
+    for start in range(shard.start, shard.start + shard.count, BATCH_SIZE):
+        stop = min(start + BATCH_SIZE, shard.start + shard.count)
+        yield tuple(part[start:stop] for part in whole)
+
+
+def encode(path, plan=PLAN):
+    """Fills a cache as `dit-jax encode` does; returns the names of the shards that this call wrote."""
+    writer = latent_cache.LatentCacheWriter(path, plan)
+    writer.write_folder("autoencoder", lambda folder: (folder / "weights").write_text("1, 2, 3"))
+    damaged = [shard for shard in writer.shards if not writer.is_intact(shard)] if writer.was_complete else []
+    if damaged:
+        writer.discard(damaged)
+    written = []
+    for shard in writer.missing_shards():
+        writer.write_shard(shard, batches(plan, shard))
+        written.append(shard.name)
+    writer.finish()
+    return written
+
+
+def content(path):
+    return {file.relative_to(path): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
 
 
 @pytest.fixture
 def cache(tmp_path):
-    """A cache that was written in batches of 50."""
-    writer = latent_cache.LatentCacheWriter(tmp_path / "cache")
-    for split, size, seed in ((TRAIN, 120, 0), (EVAL, 30, 1)):
-        moments, labels = make_examples(size, seed)
-        for start in range(0, size, 50):
-            writer.write(split, moments[start : start + 50], labels[start : start + 50])
-    writer.finish(IDENTITY, "sha256:abc", train_split=TRAIN)
+    encode(tmp_path / "cache")
     return tmp_path / "cache"
 
 
-@pytest.mark.parametrize(("split", "size", "seed"), [(TRAIN, 120, 0), (EVAL, 30, 1)])
-def test_round_trip_is_exact_to_float16(cache, split, size, seed):
-    moments, labels = make_examples(size, seed)
-    source = latent_cache.open_latents(cache, split)
-    assert len(source) == size
-    examples = source.__getitems__(list(range(size)))
-    assert examples[0]["moments"].dtype == np.float32 and type(examples[0]["label"]) is int
-    np.testing.assert_array_equal([e["moments"] for e in examples], moments.astype(np.float16))
-    np.testing.assert_array_equal([e["label"] for e in examples], labels)
-    np.testing.assert_array_equal(source[7]["moments"], examples[7]["moments"])
+@pytest.fixture
+def no_fsync(monkeypatch):
+    monkeypatch.setattr(latent_cache, "_flush", lambda path: None)  # which takes most of a tiny cache's time
+
+
+@pytest.mark.parametrize("plan", [PLAN, DETERMINISTIC, dataclasses.replace(PLAN, dtype="bfloat16", shard_size=100)])
+@pytest.mark.parametrize("split", [TRAIN, EVAL])
+def test_round_trip_is_exact_to_the_dtype(tmp_path, plan, split):
+    encode(tmp_path, plan)
+    moments, labels, fields = examples(plan, split)
+    source = latent_cache.open_latents(tmp_path, split)
+    assert len(source) == SIZES[split]
+    read = source.__getitems__(list(range(len(source))))
+    assert read[0]["moments"].dtype == np.float32 and type(read[0]["label"]) is int
+    stored = moments.astype(np.float16 if plan.dtype == "float16" else ml_dtypes.bfloat16)
+    np.testing.assert_array_equal([e["moments"] for e in read], stored.astype(np.float32))
+    np.testing.assert_array_equal([e["label"] for e in read], labels)
+    assert [{name: e[name] for name in e if name not in ("moments", "label")} for e in read] == fields
+    np.testing.assert_array_equal(source[-1]["moments"], read[-1]["moments"])
 
 
 def test_manifest_says_what_was_written(cache):
     manifest = latent_cache.read_manifest(cache)
-    assert (manifest.data, manifest.autoencoder) == (IDENTITY, "sha256:abc")
-    assert manifest.splits == {TRAIN: 120, EVAL: 30}
+    assert (manifest.data, manifest.autoencoder, manifest.splits) == (PLAN.data, "sha256:abc", SIZES)
     assert (manifest.latent_shape, manifest.num_flips, manifest.dtype) == ((8, 6, 3), 2, "float16")
+    assert (manifest.stochastic, manifest.extra_fields) == (True, ("caption", "score"))
+    assert [shard.count for shard in manifest.shards[TRAIN]] == [8, 8, 7]
+    assert manifest.shards[EVAL][0].file == "latents-test%2Bextra%2Fx-00000-of-00001.arrayrecord"
+    for shards in manifest.shards.values():
+        assert all((cache / shard.file).stat().st_size == shard.bytes for shard in shards)
 
 
 def test_statistics_are_those_of_sampled_latents_of_the_training_split(cache):
     manifest = latent_cache.read_manifest(cache)
-    moments = make_examples(120, 0)[0].astype(np.float16).astype(np.float64)
+    moments = examples(PLAN, TRAIN)[0].astype(np.float16).astype(np.float64)
     mean, std = moments[..., :3], np.exp(moments[..., 3:] / 2)
     np.testing.assert_allclose(manifest.mean, mean.mean((0, 1, 2, 3)), rtol=1e-12)
     np.testing.assert_allclose(manifest.std, np.sqrt(mean.var((0, 1, 2, 3)) + (std**2).mean((0, 1, 2, 3))), rtol=1e-12)
-    # Drawing the latents is the definition; 20 draws of 34,560 values leave about 0.3 %.
-    samples = mean + std * np.random.default_rng(0).standard_normal((20, *mean.shape))
+    # Drawing the latents is the definition; 100 draws of 6,624 values leave about 0.3 %.
+    samples = mean + std * np.random.default_rng(0).standard_normal((100, *mean.shape))
     np.testing.assert_allclose(manifest.std, samples.std((0, 1, 2, 3, 4)), rtol=0.01)
     assert manifest.scale * samples.std() == pytest.approx(1, rel=0.01)
 
 
-def test_truncated_file_is_a_one_line_error(cache):
-    file = next(cache.glob("*test*"))
-    os.truncate(file, file.stat().st_size // 2)
-    with pytest.raises(ValueError, match="truncated or damaged.*run `dit-jax encode") as error:
-        latent_cache.open_latents(cache, EVAL)
+def test_statistics_of_latents_that_are_not_drawn_are_their_own(tmp_path):
+    encode(tmp_path, DETERMINISTIC)
+    manifest = latent_cache.read_manifest(tmp_path)
+    latents = examples(DETERMINISTIC, TRAIN)[0].astype(ml_dtypes.bfloat16).astype(np.float64)
+    np.testing.assert_allclose(manifest.mean, latents.mean((0, 1, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(manifest.std, latents.std((0, 1, 2, 3)), rtol=1e-12)
+    assert manifest.scale == pytest.approx(1 / latents.std(), rel=1e-12)
+
+
+# Several processes, kills and damage
+
+
+class Kill(BaseException):
+    """Stands for SIGKILL: nothing catches it."""
+
+
+def test_a_kill_before_or_after_any_file_operation_costs_nothing(tmp_path, monkeypatch):
+    encode(tmp_path / "whole")
+    whole = content(tmp_path / "whole")
+
+    def count_down(operation):
+        def tick():
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise Kill
+
+        def counted(*args, **kwargs):
+            tick()
+            result = operation(*args, **kwargs)
+            tick()
+            return result
+
+        return counted
+
+    monkeypatch.setattr(latent_cache, "_flush", count_down(lambda path: None))
+    monkeypatch.setattr(os, "replace", count_down(os.replace))
+    for name in ("write_text", "unlink", "mkdir"):
+        monkeypatch.setattr(pathlib.Path, name, count_down(getattr(pathlib.Path, name)))
+
+    def encode_with_a_kill(path, moment):
+        """Returns whether the encoding was still running at that moment."""
+        nonlocal left
+        left = moment
+        try:
+            encode(path)
+        except Kill:
+            if not (path / "manifest.json").exists():
+                with pytest.raises(ValueError, match="unfinished|no latent cache"):
+                    latent_cache.open_latents(path, TRAIN)
+            left = 0
+            encode(path)
+        else:
+            return False
+        finally:
+            left = 0  # never again
+        assert content(path) == whole, moment
+        return True
+
+    moment = 1
+    while encode_with_a_kill(tmp_path / f"{moment}", moment):
+        moment += 1
+    assert moment > 50
+    # The same for a repair.
+    damaged, moment = tmp_path / "whole", 1
+    while True:
+        left = 0
+        flip_a_bit(sorted(damaged.glob("*train*.arrayrecord"))[1])
+        if not encode_with_a_kill(damaged, moment):
+            break
+        moment += 1
+    assert moment > 15 and content(damaged) == whole
+
+
+def flip_a_bit(file):
+    changed = bytearray(file.read_bytes())
+    changed[len(changed) // 2] ^= 1
+    file.write_bytes(changed)
+
+
+def test_processes_at_once_write_each_shard_once(tmp_path, no_fsync):
+    plan = dataclasses.replace(PLAN, shard_size=1)
+    encode(tmp_path / "one", plan)
+    with concurrent.futures.ThreadPoolExecutor(
+        4
+    ) as threads:  # a lock is of an open file, so threads are like processes
+        written = sum(threads.map(lambda _: encode(tmp_path / "four", plan), range(4)), [])
+    assert sorted(written) == sorted(set(written)) and len(written) == sum(SIZES.values())
+    assert content(tmp_path / "four") == content(tmp_path / "one")
+
+
+def test_shard_of_a_process_that_died_is_waited_for_and_written(tmp_path):
+    writer = latent_cache.LatentCacheWriter(tmp_path, PLAN)
+    other = file_lock(tmp_path / latent_cache.LOCKS_DIR / writer.shards[0].name)
+    other.__enter__()
+    waited, written = [], []
+
+    def on_wait(shard):
+        waited.append(shard)
+        other.__exit__(None, None, None)
+
+    for shard in writer.missing_shards(on_wait):
+        writer.write_shard(shard, batches(PLAN, shard))
+        written.append(shard)
+    assert waited == [writer.shards[0]]
+    assert written == [*writer.shards[1:], writer.shards[0]]
+
+
+def test_damaged_missing_and_halved_shards_are_written_again_and_nothing_else(cache):
+    whole = content(cache)
+    assert encode(cache) == []
+    first, second, third = sorted(cache.glob("*train*.arrayrecord"))
+    flip_a_bit(first)
+    second.unlink()
+    os.truncate(third, 1000)
+    assert encode(cache) == [first.stem, second.stem, third.stem]
+    assert content(cache) == whole
+    (cache / "manifest.json").write_bytes(b"\xff{")
+    next(cache.glob("*test*.json")).write_text("[]")
+    assert encode(cache) == [next(cache.glob("*test*.arrayrecord")).stem]
+    assert content(cache) == whole
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dtype": "bfloat16"}, "dtype='float16', but this command has 'bfloat16'"),
+        ({"data": PLAN.data | {"image_size": 32}}, r"data.image_size=16, but .* 32;"),
+        ({"shard_size": 4}, "shard_size=8, but"),
+        ({"batch_size": 4, "jax": "1"}, r"batch_size=3, but .* 4 \(and 1 more\); give the same, or choose another"),
+    ],
+)
+def test_another_plan_is_refused(tmp_path, change, message):
+    latent_cache.LatentCacheWriter(tmp_path, PLAN)
+    with pytest.raises(ValueError, match=message) as error:
+        latent_cache.LatentCacheWriter(tmp_path, dataclasses.replace(PLAN, **change))
     assert "\n" not in str(error.value)
 
 
-def test_file_with_fewer_examples_than_the_manifest_is_an_error(cache):
-    train, test = next(cache.glob("*train*")), next(cache.glob("*test*"))
-    os.replace(test, train)
-    with pytest.raises(ValueError, match="30 records instead of 120"):
+def test_a_whole_cache_is_checked_on_another_machine_but_not_mended_there(cache):
+    elsewhere = dataclasses.replace(PLAN, device="gpu", num_devices=8, batch_size=256)
+    assert encode(cache, elsewhere) == []
+    whole = content(cache)
+    flip_a_bit(next(cache.glob("*test*.arrayrecord")))
+    changed = content(cache)
+    with pytest.raises(ValueError, match="batch_size=3, but this command has 256"):
+        encode(cache, elsewhere)
+    assert content(cache) == changed != whole
+
+
+def test_a_cache_of_an_older_format_is_left_alone(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"version": 1}')
+    with pytest.raises(ValueError, match="older dit_jax wrote it; delete it or choose another --output"):
+        latent_cache.LatentCacheWriter(tmp_path, PLAN)
+    with pytest.raises(ValueError, match="has format 1, but this dit_jax reads 2; delete .* and run"):
+        latent_cache.read_manifest(tmp_path)
+
+
+def test_output_that_is_a_file_is_an_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="must be a folder to write to"):
+        latent_cache.LatentCacheWriter(tmp_path / "file", PLAN)
+
+
+# Reading what is not whole
+
+
+def truncate(file):
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def replace_content(file):
+    file.write_bytes(bytes(file.stat().st_size))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (truncate, "is truncated or damaged .65536 bytes instead of 131072."),
+        (os.remove, "is missing"),
+        (replace_content, "is damaged"),
+    ],
+)
+def test_shard_that_is_not_whole_is_a_one_line_error(cache, damage, message):
+    file = sorted(cache.glob("*train*.arrayrecord"))[1]
+    damage(file)
+    with pytest.raises(ValueError, match=f"{file.name} .*{message}.*; run `dit-jax encode --output=.*` again") as error:
         latent_cache.open_latents(cache, TRAIN)
-    with pytest.raises(ValueError, match="truncated or damaged"):
-        latent_cache.open_latents(cache, EVAL)
+    assert "\n" not in str(error.value)
+    assert len(latent_cache.open_latents(cache, EVAL)) == SIZES[EVAL]
+
+
+def test_shard_with_fewer_records_than_the_manifest_is_an_error(cache):
+    shards = sorted(cache.glob("*train*.arrayrecord"))
+    os.replace(shards[2], shards[1])  # 7 records for 8, in as many bytes
+    shards[2].write_bytes(shards[1].read_bytes())
+    with pytest.raises(ValueError, match="7 records instead of 8"):
+        latent_cache.open_latents(cache, TRAIN)
 
 
 def test_damaged_record_is_an_error_when_it_is_read(cache):
-    file = next(cache.glob("*train*"))
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 255
-    file.write_bytes(content)
+    file = sorted(cache.glob("*train*.arrayrecord"))[1]
+    changed = bytearray(file.read_bytes())
+    position = changed.index(b"ein Schuh")
+    changed[position] ^= 255
+    file.write_bytes(changed)
     source = latent_cache.open_latents(cache, TRAIN)
-    with pytest.raises(ValueError, match="truncated or damaged"):
+    with pytest.raises(ValueError, match="is damaged.*run `dit-jax encode") as error:
         source.__getitems__(list(range(len(source))))
+    assert "\n" not in str(error.value)
 
 
 def test_unknown_split_names_the_known_ones(cache):
@@ -96,29 +340,20 @@ def test_unknown_split_names_the_known_ones(cache):
         latent_cache.open_latents(cache, "train")
 
 
-def test_missing_and_incomplete_caches_say_how_to_write_one(tmp_path):
+def test_missing_and_unfinished_caches_say_how_to_write_one(tmp_path):
     with pytest.raises(ValueError, match="no latent cache at .*dit-jax encode --output="):
         latent_cache.read_manifest(tmp_path / "none")
-    latent_cache.LatentCacheWriter(tmp_path / "cache").write("train", *make_examples(2, 0))
-    with pytest.raises(ValueError, match="incomplete.*dit-jax encode --output="):
-        latent_cache.open_latents(tmp_path / "cache", "train")
-
-
-def test_complete_cache_is_not_overwritten_and_an_incomplete_one_is_started_anew(cache):
-    with pytest.raises(ValueError, match="already holds a latent cache; delete it"):
-        latent_cache.LatentCacheWriter(cache)
-    (cache / "manifest.json").unlink()
-    writer = latent_cache.LatentCacheWriter(cache)
-    writer.write("train", *make_examples(3, 5))
-    writer.finish(IDENTITY, "other", train_split="train")
-    assert len(latent_cache.open_latents(cache, "train")) == 3
-    assert len(list(cache.iterdir())) == 2  # one split and the manifest: nothing of the first run is left
+    writer = latent_cache.LatentCacheWriter(tmp_path / "cache", PLAN)
+    shard = next(iter(writer.missing_shards()))
+    writer.write_shard(shard, batches(PLAN, shard))
+    with pytest.raises(ValueError, match="unfinished.*dit-jax encode --output="):
+        latent_cache.open_latents(tmp_path / "cache", TRAIN)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "format 2, but this dit_jax reads up to 1; upgrade"),
+        ({"version": 3}, "format 3, but this dit_jax reads 2; upgrade"),
         ({"scale": None}, "missing or unknown keys scale"),
         ({"extra": 1}, "missing or unknown keys extra"),
     ],
@@ -136,9 +371,22 @@ def test_manifest_that_is_no_json_is_an_error(cache):
         latent_cache.read_manifest(cache)
 
 
-@pytest.mark.parametrize("value", [np.nan, 1e6])
-def test_moments_that_float16_cannot_hold_are_an_error(tmp_path, value):
-    moments, labels = make_examples(2, 0)
-    moments[1, 0, 0, 0, 0] = value
-    with pytest.raises(ValueError, match="must be finite in float16"):
-        latent_cache.LatentCacheWriter(tmp_path / "cache").write("train", moments, labels)
+@pytest.mark.parametrize(("dtype", "value"), [("float16", np.nan), ("float16", 1e6), ("bfloat16", np.inf)])
+def test_moments_that_the_dtype_cannot_hold_are_an_error_that_names_the_image(tmp_path, dtype, value):
+    plan = dataclasses.replace(PLAN, dtype=dtype)
+    writer = latent_cache.LatentCacheWriter(tmp_path, plan)
+    shard = writer.shards[1]
+    spoilt = list(batches(plan, shard))
+    spoilt[1][0][1, 0, 0, 0, 0] = value
+    message = f"must be finite in {dtype}, but are not for image {shard.start + BATCH_SIZE + 1} of split"
+    with pytest.raises(ValueError, match=message):
+        writer.write_shard(shard, spoilt)
+
+
+def test_latents_that_are_all_alike_have_no_scale(tmp_path):
+    writer = latent_cache.LatentCacheWriter(tmp_path, DETERMINISTIC)
+    for shard in writer.missing_shards():
+        zeros = [(np.zeros_like(moments), *rest) for moments, *rest in batches(DETERMINISTIC, shard)]
+        writer.write_shard(shard, zeros)
+    with pytest.raises(ValueError, match="must differ, but all are 0; train the autoencoder further"):
+        writer.finish()
