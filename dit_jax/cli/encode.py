@@ -1,7 +1,8 @@
 """Writes the latent cache of a data set: the posterior's moments of every image, through a trained autoencoder.
 
 The same command may be started any number of times at once, on one machine or on several that share the disk: each
-process takes parts of the data set that no other is at. One that was killed is started again, and goes on.
+process takes parts of the data set that no other is at. One that was killed is started again, and goes on. On GPUs give
+each process its own (CUDA_VISIBLE_DEVICES). A cache that is complete is checked, and mended where it is damaged.
 """
 
 import argparse

@@ -11,6 +11,7 @@ A cache is a folder. Each split is a row of ArrayRecord files, shards, of a fixe
 
 Every file is written aside, flushed and renamed, and a shard is a pure function of the plan and its number. So any
 number of processes may fill a cache together, and one that is killed at any moment leaves neither a gap nor a copy.
+(On GPUs the last bits also depend on which kernels XLA's autotuner chose in a process.)
 
 A record is a msgpack map of `label`, of the data set's extra fields, and of `moments`: the bytes of [F, h, w, k] in
 the manifest's dtype, for an image and, where F = 2, for its mirror image. Where the autoencoder's posterior is a
@@ -234,7 +235,7 @@ class LatentCacheWriter:
                 count += len(stored)
                 sums += _sums(stored, self._plan["stochastic"])
         finally:
-            writer.close()
+            _close(writer, self.path)
         assert count == shard.count, (count, shard)
         _flush(temporary)
         sidecar = {
@@ -463,6 +464,14 @@ def _flat(plan: dict[str, Any]) -> dict[str, Any]:
     """Returns a plan with keys such as "data.image_size"."""
     data = {f"data.{key}": value for key, value in plan.get("data", {}).items()}
     return data | {key: value for key, value in plan.items() if key != "data"}
+
+
+def _close(writer: Any, folder: pathlib.Path) -> None:
+    """Closes an ArrayRecordWriter, which says only here what it could not write."""
+    try:
+        writer.close()
+    except RuntimeError as error:
+        raise ValueError(f"{folder} cannot be written ({' '.join(str(error).split())}); make room there") from error
 
 
 def _flush(path: pathlib.Path) -> None:

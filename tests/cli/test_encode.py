@@ -15,14 +15,15 @@ import pytest
 
 from dit_jax.checkpoint import Checkpoints, params_digest
 from dit_jax.cli.main import main
-from dit_jax.config import config_to_dict
+from dit_jax.cli.train import resolve_latents
+from dit_jax.config import LatentsConfig, config_to_dict
 from dit_jax.data.latent_cache import LOCKS_DIR, open_latents, read_manifest
 from dit_jax.data.pipeline import image_transform
 from dit_jax.data.sources import open_source
 from dit_jax.evaluation.loaded import AUTOENCODER_DIR, load
 from dit_jax.models.autoencoder import Codec
 from dit_jax.models.build import init_params
-from tests.tiny import NUM_CLASSES, autoencoder_config, make_image_folder
+from tests.tiny import NUM_CLASSES, autoencoder_config, dit_config, make_image_folder
 
 ROOT = pathlib.Path(__file__).parents[2]
 NUM_ROUNDS = int(os.environ.get("DIT_JAX_TEST_KILL_ROUNDS", "2"))  # of two processes that are killed
@@ -136,6 +137,41 @@ def test_another_command_for_the_same_output_is_one_line(root, capsys, more, mes
         main(arguments(root, output, *more))
     error = capsys.readouterr().err.splitlines()[-1]
     assert message in error and error.startswith("dit-jax encode: error:")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, None),
+        ({"data": {"name": "elsewhere"}}, "config.data.name="),
+        ({"data": {"version": "names-0"}}, "config.data.version="),
+        ({"data": {"image_size": 16}}, "config.data.image_size=8 but the latent cache .* has 16; change the config or"),
+        ({"data": {"channels": 3}}, "config.data.channels=1 but"),
+        ({"data": {"horizontal_flip": False}}, "config.data.horizontal_flip=True but"),
+        ({"data": {"crop": "random"}}, "^crop='adm_center' but the latent cache .* has 'random'"),
+        ({"latent_shape": [4, 4, 4]}, r"config.latents.shape=.4, 4, 2. but"),
+        ({"autoencoder": "0"}, "config.latents.autoencoder='[0-9a-f]*' but the latent cache .* has '0'"),
+    ],
+)
+def test_a_cache_of_something_else_is_not_trained_on(root, tmp_path, capsys, change, message):
+    root, config = root
+    cache = root / "resolved"
+    if not cache.exists():
+        encode(root, capsys, cache)
+    resolved = dit_config(pathlib.Path(config.data.name))
+    resolved = dataclasses.replace(resolved, latents=LatentsConfig(shape=(4, 4, 2), path=str(cache)))
+    resolved = resolve_latents(resolved)  # now it knows the version, the autoencoder and the scale
+    values = json.loads((cache / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(
+        json.dumps(values | change | {"data": values["data"] | change.get("data", {})})
+    )
+    other = dataclasses.replace(resolved, latents=dataclasses.replace(resolved.latents, path=str(tmp_path)))
+    if message is None:
+        assert resolve_latents(other) == other
+        return
+    with pytest.raises(ValueError, match=message) as error:
+        resolve_latents(other)
+    assert "\n" not in str(error.value)
 
 
 def test_processes_that_are_killed_at_random_moments_make_the_cache_that_one_makes(root, tmp_path, capsys):

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import resource
 
 import ml_dtypes
 import numpy as np
@@ -285,6 +286,18 @@ def test_output_that_is_a_file_is_an_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="must be a folder to write to"):
         latent_cache.LatentCacheWriter(tmp_path / "file", PLAN)
+
+
+def test_full_disk_is_a_one_line_error(tmp_path):
+    writer = latent_cache.LatentCacheWriter(tmp_path, PLAN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))  # an ArrayRecord file has 2^17 bytes at least
+    try:
+        with pytest.raises(ValueError, match="cannot be written .*File too large.*; make room") as error:
+            writer.write_shard(writer.shards[0], batches(PLAN, writer.shards[0]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(error.value) and not writer.is_written(writer.shards[0])
 
 
 # Reading what is not whole
