@@ -362,7 +362,7 @@ def read_manifest(path: str | os.PathLike) -> Manifest:
         raise ValueError(f"latent cache {path} is unfinished (it has no {MANIFEST_NAME}); {remedy}")
     try:
         values = json.loads((path / MANIFEST_NAME).read_text())
-        version = values["version"]
+        version = int(values["version"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path / MANIFEST_NAME} is damaged ({error!r}); {remedy}") from error
     if version != FORMAT_VERSION:

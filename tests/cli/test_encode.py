@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 
 from dit_jax.checkpoint import Checkpoints, params_digest
+from dit_jax.cli.encode import DTYPES
 from dit_jax.cli.main import main
 from dit_jax.cli.train import resolve_latents
 from dit_jax.config import LatentsConfig, config_to_dict
+from dit_jax.data import latent_cache
 from dit_jax.data.latent_cache import LOCKS_DIR, open_latents, read_manifest
 from dit_jax.data.pipeline import image_transform
 from dit_jax.data.sources import open_source
@@ -88,6 +90,10 @@ def test_a_cache_holds_what_the_autoencoder_makes_of_each_image_and_its_mirror_i
         assert [e["label"] for e in latents] == [e["label"] for e in images]
         assert [e["caption"] for e in latents] == [e["caption"] for e in images]
         assert set(latents[0]) == {"label", "caption", "moments"}
+
+
+def test_the_flag_names_the_dtypes_of_the_cache():
+    assert tuple(latent_cache.DTYPES) == DTYPES
 
 
 def test_shard_size_does_not_change_the_records(root, tmp_path, capsys):

@@ -378,8 +378,9 @@ def test_manifest_is_read_strictly(cache, change, message):
         latent_cache.read_manifest(cache)
 
 
-def test_manifest_that_is_no_json_is_an_error(cache):
-    (cache / "manifest.json").write_text("{")
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"version": "x"}', '{"version": null}'])
+def test_manifest_that_is_damaged_is_an_error(cache, text):
+    (cache / "manifest.json").write_text(text)
     with pytest.raises(ValueError, match="damaged"):
         latent_cache.read_manifest(cache)
 
