@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from dit_jax.config import Config, config_from_dict
+from dit_jax.config import Config, config_from_dict, config_to_dict
 
 NUM_CLASSES = 3
 
@@ -60,6 +60,18 @@ def autoencoder_config(folder: pathlib.Path, **training) -> Config:
             "training": training_section(**training),
         }
     )
+
+
+def adversarial_config(folder: pathlib.Path, codebook: dict | None = None, start_step: int = 2, **training) -> Config:
+    """Returns the autoencoder with a discriminator and a learned log-variance; VQ with the fields of a codebook."""
+    config = autoencoder_config(folder, **training)
+    values = config_to_dict(config)
+    values["autoencoder"] |= {
+        "learn_log_variance": True,
+        "codebook": codebook,
+        "discriminator": {"num_layers": 1, "base_channels": 8, "start_step": start_step},
+    }
+    return config_from_dict(values)
 
 
 def dit_config(folder: pathlib.Path, **training) -> Config:

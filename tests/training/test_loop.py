@@ -1,6 +1,7 @@
 """The loop: it learns, reports, survives a kill, and reads nothing from the device between logs."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -20,10 +21,15 @@ from dit_jax.config import config_to_dict
 from dit_jax.metrics.history import read_metrics
 from dit_jax.parallel.mesh import make_mesh
 from dit_jax.training import loop
-from tests.tiny import autoencoder_config, dit_config, make_image_folder
+from tests.tiny import adversarial_config, autoencoder_config, dit_config, make_image_folder
 
 TASKS = {"autoencoder": autoencoder_task, "diffusion": diffusion_task}
-CONFIGS = {"autoencoder": autoencoder_config, "diffusion": dit_config}
+CONFIGS = {
+    "autoencoder": functools.partial(
+        adversarial_config, codebook={"num_codes": 16, "update": "ema", "restart_usage": 0.5}, start_step=2
+    ),
+    "diffusion": dit_config,
+}
 
 
 @pytest.fixture(scope="module")
