@@ -18,6 +18,7 @@ import numpy as np
 from dit_jax.checkpoint import Checkpoints, find_checkpoint, restore_eval_params, write_config
 from dit_jax.config import (
     AutoencoderConfig,
+    CodebookConfig,
     Config,
     DataConfig,
     DiffusionConfig,
@@ -37,7 +38,8 @@ from dit_jax.pretrained.name_map import Entry, Tensors, flatten, from_tensors, t
 
 STAGES = {"dit": "diffusion", "autoencoder": "autoencoder"}
 DIFFUSERS_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-DIFFUSERS_FOLDERS = {"dit": "transformer", "autoencoder": "vae"}  # of a pipeline
+DIFFUSERS_FOLDERS = {"dit": ("transformer",), "autoencoder": ("vae", "vqvae")}  # of a pipeline
+DIFFUSERS_AUTOENCODERS = ("AutoencoderKL", "VQModel")
 LATENT_FACTOR, LATENT_SCALE = 8, 0.18215  # of the autoencoder that the released DiTs were trained with (section 4)
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # of the paper's widths (table 1): no tensor tells
 
@@ -122,7 +124,8 @@ def entries_of(kind: str, config: Config, diffusers: bool) -> list[Entry]:
     widens = {path.removesuffix("/nin_shortcut/kernel") for path in paths if path.endswith("/nin_shortcut/kernel")}
     autoencoder = config.autoencoder
     num_levels = len(autoencoder.channel_multipliers)
-    return make(num_levels, autoencoder.num_res_blocks, autoencoder.attention_levels, widens)
+    entries = make(num_levels, autoencoder.num_res_blocks, autoencoder.attention_levels, widens)
+    return [*entries, autoencoder_names.CODES] if autoencoder.codebook else entries
 
 
 def read_file(kind: str, path: pathlib.Path) -> tuple[dict[str, Any], Tensors, list[str]]:
@@ -133,11 +136,8 @@ def read_file(kind: str, path: pathlib.Path) -> tuple[dict[str, Any], Tensors, l
             shape, notes = dit_names.released_shape(tensors), []
             check_position_table(tensors.pop(dit_names.POSITION_TABLE), shape)
         else:
-            tensors, left_out = autoencoder_names.without_prefix(tensors)
+            tensors, notes = autoencoder_names.without_prefix(tensors)
             shape = autoencoder_names.compvis_shape(tensors)
-            notes = [
-                f"left out, not the autoencoder's: {len(left_out)} tensors such as {name!r}" for name in left_out[:1]
-            ]
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return shape, tensors, notes
@@ -153,8 +153,8 @@ def check_position_table(table: np.ndarray, shape: dict[str, Any]) -> None:
 
 def read_diffusers(kind: str, folder: pathlib.Path) -> tuple[dict[str, Any], Tensors, list[str]]:
     """Returns the same of a folder of diffusers: a model's, or the pipeline's that it is in."""
-    inner = folder / DIFFUSERS_FOLDERS[kind]
-    folder = inner if inner.is_dir() else folder
+    inner = [folder / name for name in DIFFUSERS_FOLDERS[kind] if (folder / name).is_dir()]
+    folder = inner[0] if inner else folder
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(f"--input={folder} must be a workdir (with checkpoints/) or a diffusers folder (config.json)")
@@ -170,7 +170,31 @@ def read_diffusers(kind: str, folder: pathlib.Path) -> tuple[dict[str, Any], Ten
     if not weights:
         raise ValueError(f"{folder} has none of {', '.join(DIFFUSERS_WEIGHTS)}")
     tensors = read_tensors(weights[0])
-    return shape, autoencoder_names.with_new_attention_names(tensors) if kind == "autoencoder" else tensors, []
+    if kind == "autoencoder":
+        try:
+            return *diffusers_autoencoder(values, shape, tensors), []
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from error
+    return shape, tensors, []
+
+
+def diffusers_autoencoder(
+    values: dict[str, Any], shape: dict[str, Any], tensors: Tensors
+) -> tuple[dict[str, Any], Tensors]:
+    """Returns the shape with what the weights tell, and the tensors with the names that `diffusers_entries` gives."""
+    name, activation = values.get("_class_name", DIFFUSERS_AUTOENCODERS[0]), values.get("act_fn", "silu")
+    if name not in DIFFUSERS_AUTOENCODERS:
+        raise ValueError(f"a {name} cannot be converted, only {' and '.join(DIFFUSERS_AUTOENCODERS)}")
+    if activation not in ("silu", "swish"):
+        raise ValueError(f"act_fn={activation!r} cannot be converted: the autoencoders here have silu")
+    tensors = autoencoder_names.with_new_attention_names(tensors)
+    num_codes = autoencoder_names.count_codes(tensors)
+    if "_class_name" in values and (name == "VQModel") != (num_codes is not None):
+        raise ValueError(f"a {name} whose weights are {'without' if num_codes is None else 'with'} codes")
+    for conv, switch, factor in (("quant_conv", "use_quant_conv", 2), ("post_quant_conv", "use_post_quant_conv", 1)):
+        if not values.get(switch, True):  # Stable Diffusion 3's: a KL autoencoder without this convolution
+            tensors = autoencoder_names.with_identity(tensors, conv, factor * shape["latent_channels"])
+    return shape | {"num_codes": num_codes}, tensors
 
 
 def released_config(kind: str, shape: dict[str, Any]) -> Config:
@@ -184,7 +208,10 @@ def released_config(kind: str, shape: dict[str, Any]) -> Config:
                 name="imagenet2012", image_size=256, channels=shape["image_channels"], eval_split="validation"
             ),
             training=training,
-            autoencoder=AutoencoderConfig(**{name: value for name, value in shape.items() if name in names}),
+            autoencoder=AutoencoderConfig(
+                **{name: value for name, value in shape.items() if name in names},
+                codebook=CodebookConfig(num_codes=shape["num_codes"]) if shape["num_codes"] else None,
+            ),
         )
     else:
         width, height, channels = shape["width"], shape["height"], shape["channels"]
@@ -220,7 +247,9 @@ def check_shape(kind: str, config: Config, shape: dict[str, Any]) -> None:
         ours = {name: getattr(model, name, None) for name in shape}
         ours |= {"height": config.input_shape[0], "channels": config.input_shape[-1]}
     else:
-        ours = dataclasses.asdict(config.autoencoder) | {"image_channels": config.data.channels}
+        codebook = config.autoencoder.codebook
+        ours = dataclasses.asdict(config.autoencoder)
+        ours |= {"image_channels": config.data.channels, "num_codes": codebook.num_codes if codebook else None}
     differences = [f"{name} {ours[name]} (weights: {value})" for name, value in shape.items() if ours[name] != value]
     if differences:
         raise ValueError(f"the weights are of another model than the config: {'; '.join(differences)}")
@@ -271,7 +300,7 @@ def diffusers_dit_config(config: Config) -> dict[str, Any]:
 
 
 def diffusers_autoencoder_shape(values: dict[str, Any]) -> dict[str, Any]:
-    """Returns the shape of an `AutoencoderKL` from its config."""
+    """Returns the shape of an `AutoencoderKL` or a `VQModel` from its config, less the number of codes."""
     widths, blocks = values["block_out_channels"], values["down_block_types"]
     return {
         "base_channels": widths[0],
@@ -285,12 +314,19 @@ def diffusers_autoencoder_shape(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def diffusers_autoencoder_config(config: Config) -> dict[str, Any]:
-    """Returns the config of an `AutoencoderKL`."""
+    """Returns the config of an `AutoencoderKL`, or of a `VQModel`."""
     autoencoder = config.autoencoder
+    codebook = autoencoder.codebook
     levels = range(len(autoencoder.channel_multipliers))
     down = ["AttnDown" if level in autoencoder.attention_levels else "Down" for level in levels]
-    return {
-        "_class_name": "AutoencoderKL",
+    form = {"_class_name": "AutoencoderKL"}
+    if codebook:
+        form = {
+            "_class_name": "VQModel",
+            "num_vq_embeddings": codebook.num_codes,
+            "vq_embed_dim": autoencoder.latent_channels,
+        }
+    return form | {
         "in_channels": config.data.channels,
         "out_channels": config.data.channels,
         "down_block_types": [f"{name}EncoderBlock2D" for name in down],

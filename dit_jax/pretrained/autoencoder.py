@@ -1,12 +1,20 @@
-"""Names of the KL autoencoder's parameters in CompVis checkpoints, and in diffusers' `AutoencoderKL`."""
+"""Names of the autoencoders' parameters in CompVis checkpoints, and in diffusers' `AutoencoderKL` and `VQModel`."""
 
 import re
 from collections.abc import Iterator
 
+import numpy as np
+
 from dit_jax.pretrained.name_map import Entry, Tensors
 
 COMPVIS_PREFIX = "first_stage_model."  # of an autoencoder inside a diffusion checkpoint
-NOT_PARAMETERS = ("loss.", "model_ema.")  # in CompVis checkpoints: the discriminator and LPIPS; an average of all
+NOT_PARAMETERS = {  # in CompVis checkpoints: what else an autoencoder's names begin with
+    "loss.": "the training loss's (discriminator, LPIPS)",
+    "model_ema.": "a moving average of the weights",
+    "quantize.embedding.cluster_size": "the codes' moving averages",
+    "quantize.embedding.embed_avg": "the codes' moving averages",
+}
+CODES = Entry("quantize/embedding", ("quantize.embedding.weight",))  # [n, c] of a VQ autoencoder, in every form
 OLD_DIFFUSERS_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -95,11 +103,24 @@ def _layer(path: str, name: str, kind: str) -> Iterator[Entry]:
 
 
 def without_prefix(tensors: Tensors) -> tuple[dict, list[str]]:
-    """Returns a CompVis checkpoint's autoencoder by the names of `compvis_entries`, and the names left out."""
+    """Returns a CompVis autoencoder by the names of `compvis_entries`, and a note on each group that is left out."""
     prefix = COMPVIS_PREFIX if any(name.startswith(COMPVIS_PREFIX) for name in tensors) else ""
-    kept = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    kept = {name: tensor for name, tensor in kept.items() if not name.startswith(NOT_PARAMETERS)}
-    return kept, sorted(set(tensors) - {prefix + name for name in kept})
+    kept: dict = {}
+    left_out: dict[str, list[str]] = {}
+    for name, tensor in tensors.items():
+        own_name = name.removeprefix(prefix)
+        groups = [group for start, group in NOT_PARAMETERS.items() if own_name.startswith(start)]
+        if not name.startswith(prefix):
+            groups = ["not the autoencoder's"]
+        if groups:
+            left_out.setdefault(groups[0], []).append(name)
+        elif tensor.ndim == 2 and ".attn" in own_name:
+            kept[own_name] = tensor[:, :, None, None]  # re-saved as a linear layer: the same numbers
+        else:
+            kept[own_name] = tensor
+    return kept, [
+        f"left out, {group}: {len(names)} tensors such as {min(names)!r}" for group, names in left_out.items()
+    ]
 
 
 def with_new_attention_names(tensors: Tensors) -> dict:
@@ -114,8 +135,31 @@ def with_new_attention_names(tensors: Tensors) -> dict:
     return {renamed(name): tensor for name, tensor in tensors.items()}
 
 
+def with_identity(tensors: Tensors, name: str, channels: int) -> dict:
+    """Returns tensors with the 1x1 convolution `name` that changes nothing, for a model that has none there."""
+    kernel, bias = np.eye(channels, dtype=np.float32)[:, :, None, None], np.zeros(channels, np.float32)
+    return {**tensors, f"{name}.weight": kernel, f"{name}.bias": bias}
+
+
+def count_codes(tensors: Tensors) -> int | None:
+    """Returns the number of codes of an autoencoder in either form; None: it is KL-regularised.
+
+    Raises:
+      ValueError: where the latents between the two 1x1 convolutions have other channels than the networks around them.
+    """
+    kernel = tensors.get("post_quant_conv.weight")
+    if kernel is not None and kernel.shape[0] != kernel.shape[1]:
+        outside, inside = kernel.shape[:2]
+        raise ValueError(
+            f"embed_dim={inside} (diffusers: vq_embed_dim) must equal z_channels={outside} (latent_channels): "
+            "an autoencoder here has one number of latent channels"
+        )
+    codes = tensors.get(CODES.names[0])
+    return None if codes is None else len(codes)
+
+
 def compvis_shape(tensors: Tensors) -> dict:
-    """Returns what the shapes of a CompVis checkpoint say: fields of `AutoencoderConfig`, and image_channels."""
+    """Returns what the shapes of a CompVis checkpoint say: `AutoencoderConfig` fields, image_channels, num_codes."""
     if "encoder.conv_in.weight" not in tensors or "post_quant_conv.weight" not in tensors:
         raise ValueError("tensor 'encoder.conv_in.weight' or 'post_quant_conv.weight' is missing; not an autoencoder's")
     base, image_channels = tensors["encoder.conv_in.weight"].shape[:2]
@@ -131,4 +175,5 @@ def compvis_shape(tensors: Tensors) -> dict:
         "attention_levels": tuple(level for level in sorted(widths) if has_attention(level)),
         "latent_channels": len(tensors["post_quant_conv.weight"]),
         "image_channels": image_channels,
+        "num_codes": count_codes(tensors),
     }
