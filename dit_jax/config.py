@@ -228,6 +228,7 @@ STAGE_SECTIONS = {"autoencoder": ("autoencoder",), "diffusion": ("dit", "diffusi
 OPTIONAL_SECTIONS = ("latents",)
 
 
+MIN_TILE = 8  # latents a side: what looks around a place, or everywhere, would see too little of a smaller tile
 LPIPS_MIN_SIZE = 16  # pixels a side: VGG-16 halves them four times
 
 
@@ -444,7 +445,10 @@ def check_sampling(sampling: SamplingConfig, num_timesteps: int, channels: int, 
     _require(sampling.batch_size > 0, f"sampling batch_size={sampling.batch_size} must be positive")
     decode_batch_size, decode_tile = sampling.decode_batch_size, sampling.decode_tile
     _require(decode_batch_size > 0, f"sampling {decode_batch_size=} must be positive")
-    _require(decode_tile is None or decode_tile >= 8, f"sampling {decode_tile=} must be 8 or more, or None for whole")
+    _require(
+        decode_tile is None or decode_tile >= MIN_TILE,
+        f"sampling {decode_tile=} must be {MIN_TILE} or more, or None for whole",
+    )
     _require(0 <= sampling.eta <= 1, f"sampling eta={sampling.eta} must be from 0 (deterministic) to 1 (ancestral)")
     _require(
         sampling.cfg_scale >= 0 and (sampling.cfg_scale == 1 or (dit.class_conditional and dit.label_dropout > 0)),

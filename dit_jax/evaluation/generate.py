@@ -35,7 +35,8 @@ def make_generator(
     Args:
       config: of the denoiser.
       codec: decodes its latents; None for a model of pixels, or for latents float32 [N, h, w, c] instead of images.
-      sampling: how to draw; its batch size is rounded up to what the mesh divides.
+      sampling: how to draw; its batch size is rounded up to what the mesh divides. Images are decoded in chunks of no
+        more than `decode_batch_size`, one a device at the least.
       num_frames: where positive, `generate` returns this many predictions of x_0, spread evenly over the walk and the
         last of them what it ends in, uint8 [N, num_frames, H, W, 3].
     """
@@ -48,13 +49,17 @@ def make_generator(
     sampler = make_sampler(sampling)
     shards = batch_shards(mesh)
     batch_size = -(-sampling.batch_size // shards) * shards
+    num_chunks = count_chunks(batch_size // shards, max(1, sampling.decode_batch_size // shards))
 
     def draw(params: Params, codec: Codec | None, seed: Array, indices: Array, labels: Array) -> Array:
-        def decode(x_0: Array) -> Array:
-            if codec is None and config.latents is not None:
-                return x_0
-            images = to_uint8(x_0 if codec is None else codec.decode(x_0))
+        def to_images(x_0: Array) -> Array:
+            images = to_uint8(x_0 if codec is None else codec.decode(x_0, tile=sampling.decode_tile))
             return jnp.broadcast_to(images, (*images.shape[:3], 3))
+
+        def decode(x_0: Array) -> Array:
+            if codec is None:
+                return to_images(x_0) if config.latents is None else x_0
+            return in_chunks(to_images, x_0, num_chunks)
 
         def predict_fn(x_t: Array, step: Array) -> Prediction:
             t = jnp.asarray(process.timesteps)[step]
@@ -86,6 +91,23 @@ def make_generator(
         return np.concatenate(images)[: len(labels)]
 
     return generate
+
+
+def count_chunks(num_rows: int, max_rows: int) -> int:
+    """Returns the fewest chunks of equal size that hold no more than `max_rows` of `num_rows` each."""
+    return next(n for n in range(1, num_rows + 1) if num_rows % n == 0 and num_rows // n <= max_rows)
+
+
+def in_chunks(function: Callable[[Array], Array], x: Array, num_chunks: int) -> Array:
+    """Returns `function(x)` of x [B, ...], row by row independent, from chunks in turn: one's memory at a time.
+
+    Every chunk takes its rows from all over the batch, so that the devices that split the batch split every chunk.
+    """
+    if num_chunks == 1:
+        return function(x)
+    chunks = x.reshape(-1, num_chunks, *x.shape[1:]).swapaxes(0, 1)
+    out = jax.lax.map(function, chunks)
+    return out.swapaxes(0, 1).reshape(len(x), *out.shape[2:])
 
 
 def balanced_labels(num_images: int, num_classes: int) -> np.ndarray:

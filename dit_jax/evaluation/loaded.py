@@ -22,7 +22,7 @@ from dit_jax.types import Array, Params
 
 AUTOENCODER_DIR = "autoencoder"  # inside a diffusion workdir or a latent cache: the autoencoder of its latents
 
-_encode, _decode = jax.jit(Codec.encode), jax.jit(Codec.decode)
+_encode, _decode = (jax.jit(method, static_argnames="tile") for method in (Codec.encode, Codec.decode))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -71,13 +71,20 @@ class LoadedModel:
         self._check_stage("diffusion", "denoise")
         return self._denoise(self.params, jnp.asarray(x_t), jnp.asarray(t, jnp.int32), jnp.asarray(labels, jnp.int32))
 
-    def encode(self, images: Array) -> Array:
-        """Returns latents [B, H/f, W/f, c] float32, the posterior's mean at unit variance, of images in [-1, 1]."""
-        return _encode(self._require_codec(), jnp.asarray(images, jnp.float32))
+    def encode(self, images: Array, tile: int | None = None) -> Array:
+        """Returns latents [B, H/f, W/f, c] float32, the posterior's mean at unit variance, of images in [-1, 1].
 
-    def decode(self, latents: Array) -> Array:
-        """Returns images [B, H, W, C] float32 around [-1, 1], not clipped, of latents as `encode` returns them."""
-        return _decode(self._require_codec(), jnp.asarray(latents, jnp.float32))
+        tile: images wider or higher than this many latents are encoded by overlapping tiles of it, which takes the
+        memory of one tile; the result is close to the whole's, not equal (see `models.tiles`). None: whole.
+        """
+        return _encode(self._require_codec(), jnp.asarray(images, jnp.float32), tile=tile)
+
+    def decode(self, latents: Array, tile: int | None = None) -> Array:
+        """Returns images [B, H, W, C] float32 around [-1, 1], not clipped, of latents as `encode` returns them.
+
+        tile: latents wider or higher than this are decoded by overlapping tiles of it, as in `encode`.
+        """
+        return _decode(self._require_codec(), jnp.asarray(latents, jnp.float32), tile=tile)
 
     def _check_stage(self, stage: str, method: str) -> None:
         if self.config.stage != stage:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from dit_jax.models.quantizer import Codebook, straight_through
+from dit_jax.models.tiles import apply_by_tiles
 from dit_jax.nn.resnet import AttentionBlock, Downsample, ResBlock, Upsample, conv, group_norm
 from dit_jax.types import Array, Params, PRNGKey
 
@@ -154,7 +155,7 @@ class Autoencoder(nn.Module):
         return self.decoder(self.post_quant_conv(z))[0]
 
     def __call__(self, images: Array, key: PRNGKey | None) -> Reconstruction:
-        """Returns the reconstructions of a posterior sample (without a key its mean; VQ: codes), and their origin."""
+        """Returns reconstructions of a posterior sample (without a key: the mean; VQ: codes), and what made them."""
         moments = self.encode(images)
         codes = indices = None
         if self.num_codes:
@@ -176,17 +177,31 @@ class Codec:
     module: Autoencoder = flax.struct.field(pytree_node=False)
     scale: float = flax.struct.field(pytree_node=False)
 
-    def moments(self, images: Array) -> Array:
-        """Returns what a latent cache holds, unscaled: the posterior's moments [B, H/f, W/f, 2c]; VQ: the latents."""
-        moments = self.module.apply({"params": self.params}, images, method="encode")
+    @property
+    def factor(self) -> int:
+        """f, the pixels that a latent is wide."""
+        return 2 ** (len(self.module.channel_multipliers) - 1)
+
+    def moments(self, images: Array, tile: int | None = None) -> Array:
+        """Returns what a latent cache holds, unscaled: the posterior's moments [B, H/f, W/f, 2c]; VQ: the latents.
+
+        tile: of larger images the side, in latents, of the overlapping tiles that they are encoded by; None: whole.
+        """
+        moments = self._apply("encode", images, tile, self.factor, 1)
         if self.module.num_codes:
             return moments
         return jnp.concatenate(split_moments(moments), axis=-1)  # clamped
 
-    def encode(self, images: Array) -> Array:
-        """Returns scaled latents [B, H/f, W/f, c]: the posterior's mean; VQ: not quantized."""
-        return self.scale * self.moments(images)[..., : self.module.latent_channels]
+    def encode(self, images: Array, tile: int | None = None) -> Array:
+        """Returns scaled latents [B, H/f, W/f, c]: the posterior's mean; VQ: not quantized. tile: see `moments`."""
+        return self.scale * self.moments(images, tile)[..., : self.module.latent_channels]
 
-    def decode(self, latents: Array) -> Array:
-        """Returns images [B, H, W, C] of scaled latents."""
-        return self.module.apply({"params": self.params}, latents / self.scale, method="decode")
+    def decode(self, latents: Array, tile: int | None = None) -> Array:
+        """Returns images [B, H, W, C] of scaled latents; larger ones by overlapping tiles of `tile` latents a side."""
+        return self._apply("decode", latents / self.scale, tile, 1, self.factor)
+
+    def _apply(self, method: str, x: Array, tile: int | None, in_factor: int, out_factor: int) -> Array:
+        def function(x: Array) -> Array:
+            return self.module.apply({"params": self.params}, x, method=method)
+
+        return function(x) if tile is None else apply_by_tiles(function, x, tile, in_factor, out_factor)

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dit_jax.evaluation.generate import balanced_labels, make_generator
-from dit_jax.models.build import init_params
-from dit_jax.parallel.mesh import make_mesh
-from tests.tiny import dit_config
+from dit_jax.config import LatentsConfig, MeshConfig
+from dit_jax.evaluation.generate import balanced_labels, count_chunks, in_chunks, make_generator
+from dit_jax.models.autoencoder import Codec
+from dit_jax.models.build import build_autoencoder, init_params
+from dit_jax.parallel.mesh import batch_sharding, make_mesh
+from tests.tiny import autoencoder_config, dit_config
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +69,66 @@ def test_weights_are_arguments_not_constants_of_the_compiled_sampler(model):
     first = generate(params, np.array([0]), 0)
     other = generate(jax.tree.map(lambda x: x * jnp.float32(1.5), params), np.array([0]), 0)
     assert (first != other).any()
+
+
+@pytest.fixture(scope="module")
+def latent_model(tmp_path_factory):
+    """A config of latents, its random weights, and an autoencoder of 8 x 8 latents."""
+    folder = tmp_path_factory.mktemp("unused")
+    config = dataclasses.replace(dit_config(folder), latents=LatentsConfig(shape=(8, 8, 2), scale=0.5))
+    params = init_params(config, jax.random.key(0))
+    autoencoder = autoencoder_config(folder)
+    module = build_autoencoder(autoencoder.autoencoder, autoencoder.data.channels)
+    return config, params, Codec(init_params(autoencoder, jax.random.key(1)), module, 0.5)
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(data=4, fsdp=2)], ids=str)
+def test_images_decoded_in_chunks_are_those_decoded_at_once(latent_model, mesh):
+    config, params, codec = latent_model
+
+    def images(**sampling):
+        settings = dataclasses.replace(config.sampling, batch_size=48, **sampling)
+        return make_generator(config, settings, codec, make_mesh(mesh))(params, balanced_labels(40, 3), 0)
+
+    at_once = images(decode_batch_size=48)
+    assert at_once.shape == (40, 16, 16, 3) and at_once.std() > 1
+    for decode_batch_size in (16, 1):  # 2 and 1 images a device
+        # Another compiled program: sums in another order may move a value over a byte's edge.
+        chunked = images(decode_batch_size=decode_batch_size)
+        assert np.abs(chunked.astype(int) - at_once).max() <= 1
+
+
+def test_tiles_are_used_in_sampling(latent_model):
+    config, params, codec = latent_model
+    config = dataclasses.replace(config, latents=LatentsConfig(shape=(8, 16, 2), scale=0.5))
+    images = [
+        make_generator(config, dataclasses.replace(config.sampling, decode_tile=tile), codec, make_mesh(config.mesh))(
+            params, [0], 0
+        )
+        for tile in (None, 8)
+    ]
+    assert images[0].shape == images[1].shape == (1, 16, 32, 3)
+    assert 0 < np.abs(images[0].astype(int) - images[1]).mean() < 20
+
+
+@pytest.mark.parametrize(("num_rows", "max_rows", "chunks"), [(8, 8, 1), (8, 2, 4), (8, 3, 4), (7, 3, 7), (6, 4, 2)])
+def test_chunks_are_the_fewest_that_divide(num_rows, max_rows, chunks):
+    assert count_chunks(num_rows, max_rows) == chunks
+
+
+def test_chunks_keep_the_order_and_split_over_the_devices_without_talk(latent_model):
+    *_, codec = latent_model
+    sharding = batch_sharding(make_mesh(MeshConfig()))
+    x = np.arange(48, dtype=np.float32).reshape(48, 1)
+    np.testing.assert_array_equal(in_chunks(lambda x: 2 * x, x, 6), 2 * x)
+
+    def compiled(num_chunks):
+        latents = jax.ShapeDtypeStruct((48, 8, 8, 2), jnp.float32, sharding=sharding)
+        decode = jax.jit(lambda codec, z: in_chunks(codec.decode, z, num_chunks))
+        return decode.lower(codec, latents).compile()
+
+    in_six, at_once = compiled(6), compiled(1)
+    for collective in ("all-gather", "all-to-all", "all-reduce", "collective-permute"):
+        assert collective not in in_six.as_text()
+    memory, whole = (each.memory_analysis().temp_size_in_bytes for each in (in_six, at_once))
+    assert memory < whole / 3
