@@ -4,7 +4,7 @@ import argparse
 import json
 
 from dit_jax.cli.main import add_config_argument
-from dit_jax.config import load_config
+from dit_jax.config import Config, load_config
 
 HELP = "prints parameters, Gflops and shardings of a config or a checkpoint"
 
@@ -36,6 +36,8 @@ def run(args: argparse.Namespace) -> None:
     from dit_jax.parallel.rules import describe_shardings
 
     info = {"stage": config.stage, "step": step} | describe_cost(config)
+    if config.autoencoder and config.autoencoder.discriminator:
+        info["discriminator_parameters"] = count_discriminator(config)
     info["shardings"] = describe_shardings(abstract_params(config), make_mesh(config.mesh))
     if args.json:
         print(json.dumps(info))
@@ -44,6 +46,23 @@ def run(args: argparse.Namespace) -> None:
     print(f"{info['parameters']:,} parameters, {info['macs'] / 1e9:.4g} Gflops (multiply-adds of one forward pass)")
     for name, count in info["modules"].items():
         print(f"  {name:<20} {count:>15,} {info['module_macs'][name] / 1e9:>12.4g} G")
+    if "discriminator_parameters" in info:
+        print(f"and in training a discriminator of {info['discriminator_parameters']:,} parameters")
     print(f"shardings over {info['shardings']['mesh']}; what is not listed is replicated")
     for path, spec in info["shardings"]["split"].items():
         print(f"  {path:<60} {spec}")
+
+
+def count_discriminator(config: Config) -> int:
+    """Returns the parameters of the discriminator that an autoencoder trains against, its batch statistics aside."""
+    import jax
+    import jax.numpy as jnp
+
+    from dit_jax.models.cost import count_params
+    from dit_jax.perceptual.patchgan import build_discriminator
+
+    discriminator = build_discriminator(config.autoencoder.discriminator)
+    images = jax.ShapeDtypeStruct((1, *config.input_shape), jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    variables = jax.eval_shape(lambda key, images: discriminator.init(key, images, train=True), key, images)
+    return count_params(variables["params"])

@@ -184,13 +184,14 @@ def diffusers_autoencoder(
     """Returns the shape with what the weights tell, and the tensors with the names that `diffusers_entries` gives."""
     name, activation = values.get("_class_name", DIFFUSERS_AUTOENCODERS[0]), values.get("act_fn", "silu")
     if name not in DIFFUSERS_AUTOENCODERS:
-        raise ValueError(f"a {name} cannot be converted, only {' and '.join(DIFFUSERS_AUTOENCODERS)}")
+        raise ValueError(f"_class_name={name!r} must be {' or '.join(DIFFUSERS_AUTOENCODERS)}: no other is known here")
     if activation not in ("silu", "swish"):
-        raise ValueError(f"act_fn={activation!r} cannot be converted: the autoencoders here have silu")
+        raise ValueError(f"act_fn={activation!r} must be 'silu': the autoencoders here have no other")
     tensors = autoencoder_names.with_new_attention_names(tensors)
     num_codes = autoencoder_names.count_codes(tensors)
     if "_class_name" in values and (name == "VQModel") != (num_codes is not None):
-        raise ValueError(f"a {name} whose weights are {'without' if num_codes is None else 'with'} codes")
+        has = "no" if num_codes is None else "the"
+        raise ValueError(f"_class_name={name!r}, but the weights have {has} codes of a VQModel; correct config.json")
     for conv, switch, factor in (("quant_conv", "use_quant_conv", 2), ("post_quant_conv", "use_post_quant_conv", 1)):
         if not values.get(switch, True):  # Stable Diffusion 3's: a KL autoencoder without this convolution
             tensors = autoencoder_names.with_identity(tensors, conv, factor * shape["latent_channels"])

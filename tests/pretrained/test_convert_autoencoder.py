@@ -201,9 +201,9 @@ def test_codes_of_other_channels_than_the_networks_are_refused(form, tmp_path, c
 @pytest.mark.parametrize(
     ("name", "value", "error"),
     [
-        ("_class_name", "AutoencoderTiny", "a AutoencoderTiny cannot be converted, only AutoencoderKL and VQModel"),
-        ("_class_name", "AutoencoderKL", "a AutoencoderKL whose weights are with codes"),
-        ("act_fn", "relu", "act_fn='relu' cannot be converted"),
+        ("_class_name", "AutoencoderTiny", "_class_name='AutoencoderTiny' must be AutoencoderKL or VQModel"),
+        ("_class_name", "AutoencoderKL", "_class_name='AutoencoderKL', but the weights have the codes of a VQModel"),
+        ("act_fn", "relu", "act_fn='relu' must be 'silu'"),
     ],
 )
 def test_folders_of_other_models_are_refused(name, value, error, vq, tmp_path, capsys):
