@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -76,8 +77,8 @@ def test_gradients_are_those_of_the_whole_loss_written_in_one(codebook, tmp_path
         fooled = -logits(loss_params["discriminator"], output.images).mean()
         return nll, fooled, latent_terms(settings, output)["regularizer"].mean(), output.images
 
-    at_last = lambda i: jax.grad(lambda p: terms(p, state.loss_state.params)[i])(state.params)["decoder"]["conv_out"]  # noqa: E731
-    norms = [float(jnp.linalg.norm(at_last(i)["kernel"])) for i in (0, 1)]
+    both = jax.jit(jax.jacrev(lambda params: jnp.stack(terms(params, state.loss_state.params)[:2])))(state.params)
+    norms = [float(jnp.linalg.norm(both["decoder"]["conv_out"]["kernel"][i])) for i in (0, 1)]
     weight = 0.5 * norms[0] / (norms[1] + 1e-4)
     assert 0 < weight < 1e4
     np.testing.assert_allclose(found.metrics["generator_weight"], weight, rtol=1e-3)
@@ -87,15 +88,19 @@ def test_gradients_are_those_of_the_whole_loss_written_in_one(codebook, tmp_path
         nll, fooled, regularizer, _ = terms(params, loss_params)
         return nll + weight * fooled + regularizer
 
-    def hinge(params):
+    @jax.jit
+    @jax.grad
+    def hinge_gradient(params):
         real, fake = logits(params, IMAGES), logits(params, terms(state.params, state.loss_state.params)[3])
         return 0.5 * (jax.nn.relu(1 - real).mean() + jax.nn.relu(1 + fake).mean())
 
     expected, of_variance = jax.jit(jax.grad(whole, argnums=(0, 1)))(state.params, 0.3)
-    wanted = (expected, of_variance, jax.grad(hinge)(state.loss_state.params["discriminator"]))
+    wanted = (expected, of_variance, hinge_gradient(state.loss_state.params["discriminator"]))
     given = (found.params, found.loss_params["log_variance"], found.loss_params["discriminator"])
-    for x, y in zip(jax.tree.leaves(given), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_allclose(x, y, rtol=2e-3, atol=2e-5 * float(np.abs(y).max()) + 1e-7)  # float32, other orders
+    for ours, theirs in zip(given, wanted, strict=True):
+        largest = max(float(np.abs(y).max()) for y in jax.tree.leaves(theirs))
+        for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+            np.testing.assert_allclose(x, y, rtol=2e-3, atol=1e-5 * largest)  # float32 sums in other orders
 
 
 def test_the_autoencoder_is_passed_forward_once(tmp_path):
@@ -108,8 +113,8 @@ def test_the_autoencoder_is_passed_forward_once(tmp_path):
         if equation.primitive.name == "conv_general_dilated"
         and "transpose" not in (name := str(equation.source_info.name_stack))
     )
-    assert sum("conv_in" in name and "encoder" in name for name in names.elements()) == 1
-    assert sum("conv_in" in name and "decoder" in name for name in names.elements()) == 1
+    for part in ("encoder", "decoder"):
+        assert sum(bool(re.search(rf"\b{part}/conv_in", name)) for name in names.elements()) == 1, names
     assert max(names.values()) == 1
 
 
@@ -156,8 +161,8 @@ def test_statistics_are_of_the_global_batch_on_any_mesh(tmp_path):
     ours, theirs = alone.loss_state.statistics, sharded.loss_state.statistics
     np.testing.assert_allclose(theirs["codebook"]["usage"], ours["codebook"]["usage"], rtol=1e-5)
     for x, y in zip(jax.tree.leaves(theirs), jax.tree.leaves(ours), strict=True):
-        np.testing.assert_allclose(x, y, rtol=2e-3, atol=1e-5)
+        np.testing.assert_allclose(x, y, rtol=2e-3, atol=1e-6)
     # The statistics of one device's part of the batch are not those: such a difference would be seen above.
     part, _ = run(config, 2, images=IMAGES[:1])
     means = [s.loss_state.statistics["discriminator"]["norm_1"]["mean"] for s in (alone, part)]
-    assert np.abs(means[0] - means[1]).max() > 1e-3
+    assert np.abs(means[0] - means[1]).max() > 0.1 * np.abs(means[0]).max()
