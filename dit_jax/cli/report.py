@@ -13,6 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--samples", metavar="DIR", help="what `dit-jax sample --output` wrote")
     parser.add_argument("--output", default="report.html", metavar="FILE", help="default: %(default)s")
+    parser.add_argument("--charts", metavar="DIR", help="also write the charts of held-out metrics there, as SVG")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
 
@@ -20,7 +21,7 @@ def run(args: argparse.Namespace) -> None:
     """Writes the page, then prints the figures."""
     from dit_jax.evaluation.report import figure_lines, write_report
 
-    figures = write_report(args.workdir, args.samples, args.output)
+    figures = write_report(args.workdir, args.samples, args.output, args.charts)
     if args.json:
         print(json.dumps(figures))
         return

@@ -50,6 +50,25 @@ def line_chart(series: Mapping[str, Points], x_label: str = "step") -> str:
     return "".join([*parts, "</svg>"])
 
 
+def standalone(chart: str, title: str, colours: Sequence[str]) -> str:
+    """Returns a chart of `line_chart` as an SVG file: its lines in these colours, with their names and a title."""
+    names = html.unescape(chart.partition('aria-label="')[2].partition('"')[0]).split(", ")
+    height = HEIGHT + 24
+    style = "svg { background: #fff; font: 11px sans-serif; } .rule { stroke: #dfe3e8; } text { fill: #66707f; } "
+    style += "circle { display: none; } .line { fill: none; stroke-width: 2; } "
+    style += "".join(f"polyline:nth-of-type({i}) {{ stroke: {c}; }} " for i, c in enumerate(colours, start=1))
+    parts = [f'<text x="{LEFT}" y="16" font-weight="bold">{html.escape(title)}</text>']
+    for i, (name, colour) in enumerate(zip(names, colours, strict=False)):
+        x = WIDTH - RIGHT - 90 * (len(names) - i)
+        parts.append(f'<rect x="{x}" y="11" width="14" height="3" fill="{colour}"/>')
+        parts.append(f'<text x="{x + 20}" y="16">{html.escape(name)}</text>')
+    inner = chart.partition(">")[2].removesuffix("</svg>")
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}">'
+        f'<style>{style}</style>{"".join(parts)}<g transform="translate(0 24)">{inner}</g></svg>\n'
+    )
+
+
 def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     if len(points) <= MAX_POINTS:
         return points

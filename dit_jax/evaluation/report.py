@@ -20,13 +20,21 @@ from typing import Any
 
 import PIL.Image
 
-from dit_jax.evaluation.chart import line_chart
+from dit_jax.evaluation.chart import line_chart, standalone
 from dit_jax.metrics import history
 
 PACKAGES = ("dit_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
 SPLIT_LABELS = {"train": "training", "eval": "held-out"}
-METRIC_LABELS = {"psnr": "PSNR (dB)", "kl": "KL", "mse": "MSE", "vlb": "VLB", "grad_norm": "gradient norm"}
-FIRST_CHARTS = ("loss", "psnr")
+METRIC_LABELS = {
+    "psnr": "PSNR (dB)",
+    "perceptual": "LPIPS",
+    "nll": "negative log-likelihood",
+    "kl": "KL",
+    "mse": "MSE",
+    "vlb": "VLB",
+    "grad_norm": "gradient norm",
+}
+FIRST_CHARTS = ("loss", "psnr", "perceptual")
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2430; --soft: #66707f; --rule: #dfe3e8; --page: #fff; --box: #f5f6f8;
@@ -78,6 +86,7 @@ def write_report(
     workdirs: Sequence[str | os.PathLike[str]],
     samples_dir: str | os.PathLike[str] | None,
     output: str | os.PathLike[str],
+    charts_dir: str | os.PathLike[str] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Writes the page and returns the measured figures of each run, by name.
 
@@ -85,6 +94,7 @@ def write_report(
       workdirs: of `dit-jax train` runs.
       samples_dir: what `dit-jax sample --output` wrote, or None.
       output: HTML file.
+      charts_dir: where each held-out metric's chart is written too, METRIC.svg with a line a run; or None.
 
     Raises:
       ValueError: where something to report on is missing.
@@ -99,7 +109,16 @@ def write_report(
     unfinished = output.with_name(output.name + ".tmp")
     unfinished.write_text(_page(runs, figures, grid), encoding="utf-8")
     unfinished.replace(output)
+    if charts_dir is not None:
+        write_charts(runs, pathlib.Path(charts_dir))
     return figures
+
+
+def write_charts(runs: Sequence[Run], folder: pathlib.Path) -> None:
+    """Writes the charts of all metrics that the runs measured on held-out images, as SVG files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, chart in _compared_charts(runs):
+        (folder / f"{name}.svg").write_text(standalone(chart, _metric_label(name), RUN_COLOURS), encoding="utf-8")
 
 
 def read_run(workdir: pathlib.Path, name: str) -> Run:
@@ -201,14 +220,20 @@ def _charts(run: Run) -> str:
     return f'<div class="row">{"".join(charts)}</div>'
 
 
-def _comparison(runs: list[Run]) -> str:
+def _comparison(runs: Sequence[Run]) -> str:
     charts = []
+    for name, chart in _compared_charts(runs):
+        keys = "".join(f'<span class="key">{html.escape(run.name)}</span>' for run in runs)
+        charts.append(f'<figure class="compared"><h3>{html.escape(_metric_label(name))}{keys}</h3>{chart}</figure>')
+    return f'<div class="row">{"".join(charts)}</div>'
+
+
+def _compared_charts(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
+    """Yields (metric, chart) of what the runs measured on held-out images, a line a run."""
     for name in runs[0].last("eval"):
         points = lambda run, name=name: [(r["step"], r[name]) for r in run.rows if r["split"] == "eval" and name in r]  # noqa: E731
         if chart := line_chart({run.name: points(run) for run in runs}):
-            keys = "".join(f'<span class="key">{html.escape(run.name)}</span>' for run in runs)
-            charts.append(f'<figure class="compared"><h3>{html.escape(_metric_label(name))}{keys}</h3>{chart}</figure>')
-    return f'<div class="row">{"".join(charts)}</div>'
+            yield name, chart
 
 
 def _pictures(run: Run) -> str:

@@ -86,7 +86,7 @@ def _run(config, task, mesh, optimizer, state, start_step, checkpoints, snapshot
             _log_window(window.fetch(keep=1), training.log_every_steps, reporter)
         if is_last:
             _log_window(window.fetch(keep=0), training.log_every_steps, reporter)
-        reporter.progress(step, window.last_loss)
+        reporter.progress(window.finished_step(), window.last_loss)
         if step % training.eval_every_steps == 0 or is_last:
             eval_batches = prefetch(task.eval_batches(), mesh, batch_size)
             values = evaluate(eval_step, state.eval_params, eval_batches, task.constants)
@@ -155,6 +155,7 @@ class MetricsWindow:
     def __init__(self, start_step: int):
         self._step = start_step  # of the last fetched metrics
         self._pending: list[dict[str, Array]] = []
+        self._num_ready = 0  # of the pending ones, from the first
         self.last_loss: float | None = None
         self.restart_clock()
 
@@ -167,12 +168,19 @@ class MetricsWindow:
         self._pending.append(metrics)
         self._counted += 1
 
+    def finished_step(self) -> int:
+        """Returns the newest step that the device has finished, without waiting: the host runs ahead of it."""
+        while self._num_ready < len(self._pending) and self._pending[self._num_ready]["loss"].is_ready():
+            self._num_ready += 1
+        return self._step + self._num_ready
+
     def fetch(self, keep: int) -> tuple[int, dict[str, float]] | None:
         """Returns the newest step but `keep`, and the means since the last fetch up to it; None if there is none."""
         ready = self._pending[: len(self._pending) - keep]
         if not ready:
             return None
         self._pending = self._pending[len(ready) :]
+        self._num_ready = max(0, self._num_ready - len(ready))
         self._step += len(ready)
         values = jax.tree.map(lambda *series: float(np.mean(series)), *jax.device_get(ready))
         self.last_loss = values["loss"]

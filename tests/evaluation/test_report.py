@@ -1,6 +1,7 @@
 import argparse
 import json
 import re
+import xml.etree.ElementTree
 
 import numpy as np
 import PIL.Image
@@ -126,3 +127,13 @@ def test_the_verb_prints_the_figures(tmp_path, capsys, as_json):
         assert re.search(r"^a +held-out PSNR \(dB\) +21\.5$", out, re.MULTILINE)
         assert re.search(r"^a +time in training \(evaluation included\) +1 min 20 s$", out, re.MULTILINE)
     assert (tmp_path / "report.html").exists()
+
+
+def test_charts_of_several_runs_are_svg_files_with_their_names(tmp_path):
+    workdirs = [make_workdir(tmp_path / "a"), make_workdir(tmp_path / "b")]
+    write_report(workdirs, None, tmp_path / "report.html", tmp_path / "charts")
+    assert sorted(path.name for path in (tmp_path / "charts").iterdir()) == ["loss.svg", "psnr.svg"]
+    root = xml.etree.ElementTree.parse(tmp_path / "charts" / "psnr.svg").getroot()
+    texts = [element.text for element in root.iter() if element.tag.endswith("text")]
+    assert {"PSNR (dB)", "a", "b"} <= set(texts)
+    assert sum(element.tag.endswith("polyline") for element in root.iter()) == 2

@@ -77,7 +77,7 @@ def test_each_further_level_halves_the_resolution(multipliers, factor):
     model = tiny_autoencoder(channel_multipliers=multipliers, latent_channels=5, image_channels=1)
     image = jax.ShapeDtypeStruct((2, 16, 24, 1), jnp.float32)
     variables = abstract_variables(model, image)
-    reconstruction, moments = jax.eval_shape(model.apply, variables, image, jax.random.key(0))
+    reconstruction, _, moments, *_ = jax.eval_shape(model.apply, variables, image, jax.random.key(0))
     assert moments.shape == (2, 16 // factor, 24 // factor, 2 * 5)
     assert reconstruction.shape == image.shape and reconstruction.dtype == jnp.float32
 
@@ -122,7 +122,7 @@ def test_call_decodes_a_sample_of_what_it_encodes(tiny):
 
     @jax.jit
     def compare(params):
-        reconstructions, moments = model.apply({"params": params}, images, key)
+        reconstructions, _, moments, *_ = model.apply({"params": params}, images, key)
         encoded = model.apply({"params": params}, images, method="encode")
         return (
             reconstructions,
