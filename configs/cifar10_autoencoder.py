@@ -27,18 +27,20 @@ def get_config(name: str = "kl") -> ConfigDict:
             "num_groups": 8,
             "perceptual_weight": 1.0,
             "learn_log_variance": name == "kl",
-            "discriminator": {"num_layers": 2, "base_channels": 32, "start_step": 2000, "weight": 0.5},
+            "discriminator": {"num_layers": 2, "base_channels": 32, "start_step": 1500, "weight": 0.5},
             **REGULARIZERS[name],
         }
     )
-    config.optimizer = ConfigDict({"learning_rate": 5e-4, "b1": 0.5, "b2": 0.9, "warmup_steps": 50})
+    config.optimizer = ConfigDict(
+        {"learning_rate": 4e-4, "schedule": "cosine", "warmup_steps": 50, "b1": 0.5, "b2": 0.9}
+    )
     config.training = ConfigDict(
         {
-            "num_train_steps": 3000,
+            "num_train_steps": 2500,
             "global_batch_size": 16,
-            "ema_decay": None,
+            "ema_decay": 0.99,  # the adversary moves its target from step to step
             "log_every_steps": 50,
-            "eval_every_steps": 250,
+            "eval_every_steps": 125,
             "checkpoint_every_steps": 250,
             "num_eval_examples": 1024,
         }

@@ -59,9 +59,13 @@ def perplexity(counts: Array) -> Array:
 
 
 def init_code_statistics(codebook: CodebookConfig, embedding: Array) -> Params:
-    """Returns `usage` [n], relative to its mean over the codes: all alike at first; and `sums` [n, c] for EMA codes."""
-    usage = jnp.ones(len(embedding))
-    return {"usage": usage} | ({"sums": jnp.copy(embedding)} if codebook.update == "ema" else {})
+    """Returns `usage` [n], relative to its mean over the codes, and `sums` [n, c] for EMA codes.
+
+    At first all are in equal use; or in none, where dead codes are restarted: then the codes that the first batch does
+    not use become latents of it, since those that are drawn at random are far from where an encoder's are.
+    """
+    usage = jnp.full(len(embedding), 1.0 if codebook.restart_usage is None else 0.0)
+    return {"usage": usage} | ({"sums": embedding * usage[:, None]} if codebook.update == "ema" else {})
 
 
 def observe_codes(

@@ -66,7 +66,8 @@ def test_moving_means_tend_to_the_means_of_what_the_codes_stand_for():
 def test_a_dead_code_becomes_a_latent_of_the_batch_and_the_others_stay(update):
     config = CodebookConfig(num_codes=7, update=update, decay=0.5, restart_usage=0.3)
     dead, indices = [2, 5], np.where(np.isin(NEAREST, [2, 5]), 0, NEAREST)
-    embedding, statistics = jnp.array(CODES), init_code_statistics(config, jnp.array(CODES))
+    statistics = {"usage": jnp.ones(7)} | ({"sums": jnp.array(CODES)} if update == "ema" else {})
+    embedding = jnp.array(CODES)
     for step in range(2):  # usage 1 -> 0.5 -> 0.25
         before = embedding
         embedding, statistics = observe_codes(config, embedding, statistics, LATENTS, indices, jax.random.key(step))
@@ -80,3 +81,15 @@ def test_a_dead_code_becomes_a_latent_of_the_batch_and_the_others_stay(update):
         np.testing.assert_array_equal(np.asarray(embedding)[others], np.asarray(before)[others])
     else:
         np.testing.assert_array_equal(np.asarray(statistics["sums"])[dead], np.asarray(embedding)[dead])
+
+
+def test_with_restarts_the_codes_start_where_the_first_batch_is():
+    config = CodebookConfig(num_codes=64, restart_usage=0.03)
+    embedding = Codebook(64, 3).init(jax.random.key(0), jnp.zeros((1, 3)))["params"]["embedding"]
+    latents = 5 + LATENTS
+    indices = nearest_codes(embedding, latents)
+    statistics = init_code_statistics(config, embedding)
+    embedding, statistics = observe_codes(config, embedding, statistics, latents, indices, jax.random.key(0))
+    unused = np.setdiff1d(np.arange(64), indices)
+    assert len(unused) > 50 and np.all(np.asarray(embedding)[unused] > 1.0)
+    assert len(np.unique(nearest_codes(embedding, latents))) > 16 > len(np.unique(indices))
