@@ -27,7 +27,7 @@ def get_config(name: str = "kl") -> ConfigDict:
             "num_groups": 8,
             "perceptual_weight": 1.0,
             "learn_log_variance": name == "kl",
-            "discriminator": {"num_layers": 2, "base_channels": 32, "start_step": 1500, "weight": 0.5},
+            "discriminator": {"num_layers": 2, "base_channels": 32, "start_step": 1500, "weight": 0.1},
             **REGULARIZERS[name],
         }
     )
