@@ -90,9 +90,9 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps(results))
         return
     print(f"{values['num_images']:,} held-out images of {config.data.name}, checkpoint of step {step}")
-    for name, value in values.items():
-        if name != "num_images":
-            print(f"  {LABELS[name]:<28} {value:.4g}")
+    for name, label in LABELS.items():
+        if name in values:
+            print(f"  {label:<28} {values[name]:.4g}")
     for name, reason in left_out.items():
         print(f"  {name} is not measured: {reason}")
     print(f"written: {output / 'reconstruction.json'}, {output / 'reconstructions.png'}")
