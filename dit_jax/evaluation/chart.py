@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 WIDTH, HEIGHT = 460, 250
-LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 34  # margins around the plot
+LEFT, RIGHT, TOP, BOTTOM = 56, 18, 12, 34  # margins around the plot
 MAX_POINTS = 400  # of a line; longer series are averaged in bins
 MAX_MARKED_POINTS = 40  # of a line whose points are marked one by one
 LOG_RATIO = 10.0  # positive values that span more than this get a logarithmic axis
