@@ -89,7 +89,7 @@ def test_unknown_section_of_an_override_is_named(config_file):
 
 def test_unknown_key_like_no_other_lists_the_known():
     message = error_of(config_from_dict, edited(DIFFUSION, mesh__zzz=1))
-    assert message == "config.mesh.zzz is not a config key; known here: data, fsdp"
+    assert message == "config.mesh.zzz is not a config key; known here: data, fsdp, tensor, sequence, slices, rules"
 
 
 @pytest.mark.parametrize("key", ["stage", "data", "training", "data.name", "training.num_train_steps", "dit.depth"])
@@ -247,8 +247,8 @@ CONTRADICTIONS = {
         ({"optimizer__learning_rate": -1e-4}, "config.optimizer.learning_rate=-0.0001 must not be negative"),
         ({"optimizer__max_grad_norm": -1.0}, "config.optimizer.max_grad_norm=-1.0 must not be negative"),
         ({"seed": -1}, "config.seed=-1 must"),
-        ({"mesh__data": 0}, "config.mesh={'data': 0, 'fsdp': 1} must be positive sizes"),
-        ({"mesh__fsdp": -2}, "config.mesh={'data': -1, 'fsdp': -2} must be positive sizes"),
+        ({"mesh__data": 0}, "config.mesh={'data': 0, 'fsdp': 1, 'tensor': 1, 'sequence': 1} must be positive sizes"),
+        ({"mesh__fsdp": -2}, "config.mesh={'data': -1, 'fsdp': -2, 'tensor': 1, 'sequence': 1} must be positive sizes"),
         ({"mesh__fsdp": -1}, "at most one of them -1"),
         ({"dit__patch_size": 5}, "config.dit.patch_size=5 must divide the input's 32 x 32"),
         ({"latents__shape": (7, 8, 4)}, "config.dit.patch_size=2 must divide the input's 7 x 8"),
