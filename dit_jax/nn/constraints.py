@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 from dit_jax.types import Array
 
 BATCH = ("data", "fsdp")
+AXES = (*BATCH, "tensor", "sequence")
 TOKENS = (BATCH, "sequence", None)  # [B, T, D], the residual stream
 HIDDEN = (BATCH, "sequence", "tensor")  # [B, T, F], what a column-wise kernel makes and a row-wise one takes
 QUERIES = (BATCH, "sequence", "tensor", None)  # [B, T, N, d]
@@ -31,11 +32,13 @@ def axis_size(*axes: str) -> int:
 def constrain(x: Array, axes: tuple) -> Array:
     """Returns x, each dimension split over its axes of the mesh and over no other.
 
-    x itself where the mesh has one device along all of them. A dimension that its axes do not divide is left whole
+    x itself on one device, and where there is no mesh. A dimension that its axes do not divide is left whole
     (`config.undivided_activations` tells where): the rows of an autoencoder's lowest levels, for one.
     """
+    if axis_size(*AXES) == 1:
+        return x
     spec = []
     for size, names in zip(x.shape, axes, strict=True):
         names = tuple(name for name in ((names,) if isinstance(names, str) else names or ()) if axis_size(name) > 1)
         spec.append(names if names and size % axis_size(*names) == 0 else None)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec)) if any(spec) else x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
