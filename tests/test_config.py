@@ -480,7 +480,7 @@ def test_file_is_read_anew_each_time(config_file):
             "autoencoder",
             {"autoencoder__base_channels": 96},
             {"tensor": 64},
-            ["tensor=64 does not divide the 96"] * 2,
+            ["tensor=64 does not divide the 96 channels at level 0"],
         ),
     ],
 )
