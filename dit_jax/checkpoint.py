@@ -6,6 +6,7 @@
 
 import hashlib
 import json
+import math
 import os
 import pathlib
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from dit_jax.config import Config, config_from_dict, config_to_dict
 from dit_jax.types import Params
@@ -51,9 +53,28 @@ class Checkpoints:
 
     def restore(self, step: int, abstract_items: dict[str, Any]) -> dict[str, Any]:
         """Returns the items, each leaf with the shape, dtype and sharding of its abstract leaf."""
-        arguments = {name: ocp.args.StandardRestore(tree) for name, tree in abstract_items.items()}
+        stored = {name: self._stored_form(step, name, tree) for name, tree in abstract_items.items()}
+        arguments = {name: ocp.args.StandardRestore(tree) for name, tree in stored.items()}
         restored = self._manager.restore(step, args=ocp.args.Composite(**arguments))
-        return {name: restored[name] for name in abstract_items}
+        return {name: jax.tree.map(_as_wanted, restored[name], tree) for name, tree in abstract_items.items()}
+
+    def _stored_form(self, step: int, name: str, abstract: Any) -> Any:
+        """Returns an item's abstract tree with the shapes that the checkpoint has.
+
+        Older ones have fused projections as [D, k * F], not [D, k, F]; the numbers are the same in the same order.
+        """
+        with ocp.StandardCheckpointer() as checkpointer:
+            tree = checkpointer.metadata(self._path / str(step) / name).item_metadata.tree
+        shapes = {_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+        def stored_leaf(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            fused = (*leaf.shape[:-2], math.prod(leaf.shape[-2:]))
+            if leaf.ndim < 2 or shapes.get(_name(path)) != fused:
+                return leaf
+            whole = NamedSharding(leaf.sharding.mesh, PartitionSpec())  # its axes may not be those to split
+            return jax.ShapeDtypeStruct(fused, leaf.dtype, sharding=whole)
+
+        return jax.tree_util.tree_map_with_path(stored_leaf, abstract)
 
     def restore_config(self, step: int) -> Config:
         """Returns the config of a checkpoint."""
@@ -63,6 +84,16 @@ class Checkpoints:
     def has_item(self, step: int, name: str) -> bool:
         """Returns whether a checkpoint holds an item."""
         return (self._path / str(step) / name).is_dir()
+
+
+def _name(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _as_wanted(array: jax.Array, wanted: jax.ShapeDtypeStruct) -> jax.Array:
+    if array.shape == wanted.shape:
+        return array
+    return jax.jit(lambda x: x.reshape(wanted.shape), out_shardings=wanted.sharding)(array)
 
 
 def write_config(workdir: str | os.PathLike, config: Config) -> None:

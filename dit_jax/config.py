@@ -12,6 +12,7 @@ import difflib
 import importlib.util
 import math
 import pathlib
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -190,10 +191,24 @@ class SamplingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices per mesh axis; one of the axes may be -1: all devices that the others leave."""
+    """Devices per mesh axis; one of the axes may be -1: all devices that the others leave.
 
-    data: int = -1  # batch
-    fsdp: int = 1  # batch, and parameters split
+    The last axis is of the nearest devices: it talks most.
+    """
+
+    data: int = -1  # splits the batch
+    fsdp: int = 1  # splits the batch, and every large parameter with its moments and averages
+    tensor: int = 1  # splits attention heads, hidden units of MLPs, and channels within residual blocks
+    sequence: int = 1  # splits tokens, or the rows of an autoencoder's images: for grids too large for one device
+    slices: int | None = None  # that the data axis spans, with a slower network between them; None: as the devices say
+    # Parameters that the table of `parallel.rules` does not name, or names otherwise: (pattern of the path's end, axes
+    # of its last dimensions), such as ("my_layer/kernel", ("fsdp", "tensor")).
+    rules: tuple[tuple[str, tuple[Literal["data", "fsdp", "tensor", "sequence"] | None, ...]], ...] = ()
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """The size of each mesh axis, in the mesh's order."""
+        return {axis: getattr(self, axis) for axis in ("data", "fsdp", "tensor", "sequence")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -315,15 +330,52 @@ def check_config(config: Config) -> None:
     for name in ("b1", "b2"):
         value = getattr(config.optimizer, name)
         _require(value < 1, f"config.optimizer.{name}={value} must be below 1")
-    axes = dataclasses.asdict(config.mesh)
+    axes, slices = config.mesh.axes, config.mesh.slices
     _require(
         all(size == -1 or size > 0 for size in axes.values()) and list(axes.values()).count(-1) <= 1,
         f"config.mesh={axes} must be positive sizes, at most one of them -1 (the devices that are left)",
     )
+    _require(slices is None or slices > 0, f"config.mesh.{slices=} must be positive, or None for the devices' own")
+    for pattern, _ in config.mesh.rules:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"config.mesh.rules: {pattern!r} must be a regular expression ({error})") from error
     if stage == "autoencoder":
         _check_autoencoder(config)
     else:
         _check_diffusion(config)
+
+
+def undivided_activations(config: Config, axes: Mapping[str, int]) -> list[str]:
+    """Returns a line for each activation that an axis of the mesh does not divide: it is left whole along it.
+
+    Every device of that axis then computes all of it. The results are the same, the devices' time is lost.
+
+    Args:
+      axes: the mesh's sizes by name.
+    """
+    sizes = []  # (what, its size, axis)
+    if config.autoencoder is not None:
+        autoencoder = config.autoencoder
+        for level, multiplier in enumerate(autoencoder.channel_multipliers):
+            sizes.append((f"image rows at level {level}", config.data.image_size // 2**level, "sequence"))
+            sizes.append((f"channels at level {level}", multiplier * autoencoder.base_channels, "tensor"))
+    if config.dit is not None:
+        dit, (height, width, _) = config.dit, config.input_shape
+        num_tokens = height // dit.patch_size * (width // dit.patch_size)
+        if "in_context" in dit.conditioning:
+            num_tokens += 1 + dit.class_conditional
+        sizes += [
+            ("attention heads", dit.num_heads, "tensor"),
+            ("hidden units of the MLP", int(dit.width * dit.mlp_ratio), "tensor"),
+            ("tokens", num_tokens, "sequence"),
+        ]
+    return [
+        f"config.mesh.{axis}={axes[axis]} does not divide the {size} {what}: each of its devices computes all of them"
+        for what, size, axis in sizes
+        if size % axes.get(axis, 1)
+    ]
 
 
 def _check_autoencoder(config: Config) -> None:

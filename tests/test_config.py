@@ -14,6 +14,7 @@ from dit_jax.config import (
     fixed_differences,
     load_config,
     round_to_multiple,
+    undivided_activations,
 )
 
 DIFFUSION = {
@@ -89,7 +90,7 @@ def test_unknown_section_of_an_override_is_named(config_file):
 
 def test_unknown_key_like_no_other_lists_the_known():
     message = error_of(config_from_dict, edited(DIFFUSION, mesh__zzz=1))
-    assert message == "config.mesh.zzz is not a config key; known here: data, fsdp"
+    assert message == "config.mesh.zzz is not a config key; known here: data, fsdp, tensor, sequence, slices, rules"
 
 
 @pytest.mark.parametrize("key", ["stage", "data", "training", "data.name", "training.num_train_steps", "dit.depth"])
@@ -247,9 +248,12 @@ CONTRADICTIONS = {
         ({"optimizer__learning_rate": -1e-4}, "config.optimizer.learning_rate=-0.0001 must not be negative"),
         ({"optimizer__max_grad_norm": -1.0}, "config.optimizer.max_grad_norm=-1.0 must not be negative"),
         ({"seed": -1}, "config.seed=-1 must"),
-        ({"mesh__data": 0}, "config.mesh={'data': 0, 'fsdp': 1} must be positive sizes"),
-        ({"mesh__fsdp": -2}, "config.mesh={'data': -1, 'fsdp': -2} must be positive sizes"),
+        ({"mesh__data": 0}, "config.mesh={'data': 0, 'fsdp': 1, 'tensor': 1, 'sequence': 1} must be positive sizes"),
+        ({"mesh__fsdp": -2}, "config.mesh={'data': -1, 'fsdp': -2, 'tensor': 1, 'sequence': 1} must be positive sizes"),
         ({"mesh__fsdp": -1}, "at most one of them -1"),
+        ({"mesh__slices": 0}, "config.mesh.slices=0 must be positive, or None for the devices' own"),
+        ({"mesh__rules": (("a(/kernel", ()),)}, "config.mesh.rules: 'a(/kernel' must be a regular expression"),
+        ({"mesh__rules": (("a/kernel", ("model",)),)}, "config.mesh.rules[0][1][0]='model' must be one of"),
         ({"dit__patch_size": 5}, "config.dit.patch_size=5 must divide the input's 32 x 32"),
         ({"latents__shape": (7, 8, 4)}, "config.dit.patch_size=2 must divide the input's 7 x 8"),
         ({"latents__shape": (8, 7, 4)}, "config.dit.patch_size=2 must divide the input's 8 x 7"),
@@ -461,3 +465,33 @@ def test_file_is_read_anew_each_time(config_file):
     assert load_config(config_file(DIFFUSION), [("seed", "5")]).seed == 5
     assert load_config(config_file(DIFFUSION)).seed == 0
     assert load_config(config_file(edited(DIFFUSION, seed=9))).seed == 9
+
+
+@pytest.mark.parametrize(
+    ("stage", "edits", "axes", "undivided"),
+    [
+        ("diffusion", {}, {"data": 8, "fsdp": 3, "tensor": 4, "sequence": 16}, []),
+        ("diffusion", {}, {"tensor": 3}, ["tensor=3 does not divide the 4 attention heads"] * 2),
+        ("diffusion", {}, {"sequence": 3}, ["sequence=3 does not divide the 256 tokens"]),
+        ("diffusion", {"dit__conditioning": ("in_context",)}, {"sequence": 4}, ["does not divide the 258 tokens"]),
+        ("autoencoder", {}, {"tensor": 4, "sequence": 4}, []),
+        ("autoencoder", {}, {"sequence": 8}, ["sequence=8 does not divide the 4 image rows at level 3"]),
+        (
+            "autoencoder",
+            {"autoencoder__base_channels": 96},
+            {"tensor": 64},
+            ["tensor=64 does not divide the 96 channels at level 0"],
+        ),
+    ],
+)
+def test_activations_that_an_axis_does_not_divide_are_told(stage, edits, axes, undivided):
+    lines = undivided_activations(config_from_dict(edited(BASES[stage], **edits)), axes)
+    assert len(lines) == len(undivided)
+    assert not lines or undivided[0] in lines[0]
+
+
+def test_rules_of_a_config_survive_json_and_the_command_line(config_file):
+    rules = (("my/kernel", ("fsdp", None)), ("other/table", (None, "tensor")))
+    config = load_config(config_file(), [("mesh.rules", str(rules)), ("mesh.slices", "2")])
+    assert (config.mesh.rules, config.mesh.slices) == (rules, 2)
+    assert config_from_dict(json.loads(json.dumps(config_to_dict(config)))) == config

@@ -4,7 +4,7 @@ import argparse
 import json
 
 from dit_jax.cli.main import add_config_argument
-from dit_jax.config import Config, load_config
+from dit_jax.config import Config, load_config, undivided_activations
 
 HELP = "prints parameters, Gflops and shardings of a config or a checkpoint"
 
@@ -38,7 +38,8 @@ def run(args: argparse.Namespace) -> None:
     info = {"stage": config.stage, "step": step} | describe_cost(config)
     if config.autoencoder and config.autoencoder.discriminator:
         info["discriminator_parameters"] = count_discriminator(config)
-    info["shardings"] = describe_shardings(abstract_params(config), make_mesh(config.mesh))
+    info["shardings"] = describe_shardings(abstract_params(config), make_mesh(config.mesh), config.mesh.rules)
+    info["shardings"]["undivided"] = undivided_activations(config, info["shardings"]["mesh"])
     if args.json:
         print(json.dumps(info))
         return
@@ -51,6 +52,8 @@ def run(args: argparse.Namespace) -> None:
     print(f"shardings over {info['shardings']['mesh']}; what is not listed is replicated")
     for path, spec in info["shardings"]["split"].items():
         print(f"  {path:<60} {spec}")
+    for line in info["shardings"]["undivided"]:
+        print(line)
 
 
 def count_discriminator(config: Config) -> int:

@@ -23,7 +23,7 @@ from dit_jax.diffusion.samplers.scan import sample
 from dit_jax.metrics.picture import to_uint8
 from dit_jax.models.autoencoder import Codec
 from dit_jax.models.build import build_dit
-from dit_jax.parallel.mesh import batch_sharding, batch_shards
+from dit_jax.parallel.mesh import batch_sharding, batch_shards, traced_on
 from dit_jax.types import Array, Params
 
 
@@ -76,7 +76,7 @@ def make_generator(
         frames = np.linspace(0, len(kept) - 1, num_frames).round().astype(int)
         return jnp.stack([*(decode(kept[frame]) for frame in frames[:-1]), decode(x_0)], axis=1)
 
-    draw = jax.jit(draw)
+    draw = jax.jit(traced_on(mesh, draw))
 
     def generate(params: Params, labels: np.ndarray, seed: int, progress: bool = False) -> np.ndarray:
         indices, labels = np.arange(len(labels), dtype=np.int32), np.asarray(labels, np.int32)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from dit_jax.models.quantizer import Codebook, straight_through
 from dit_jax.models.tiles import apply_by_tiles
+from dit_jax.nn.constraints import IMAGES, constrain
 from dit_jax.nn.resnet import AttentionBlock, Downsample, ResBlock, Upsample, conv, group_norm
 from dit_jax.types import Array, Params, PRNGKey
 
@@ -64,7 +65,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        h = conv(self.base_channels, "conv_in")(x)
+        h = constrain(conv(self.base_channels, "conv_in")(x), IMAGES)
         for level, multiplier in enumerate(self.channel_multipliers):
             for i in range(self.num_res_blocks):
                 h = ResBlock(self.base_channels * multiplier, self.num_groups, name=f"down_{level}_block_{i}")(h)
@@ -88,7 +89,7 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, z: Array) -> tuple[Array, Array]:
-        h = conv(self.base_channels * self.channel_multipliers[-1], "conv_in")(z)
+        h = constrain(conv(self.base_channels * self.channel_multipliers[-1], "conv_in")(z), IMAGES)
         h = Middle(self.num_groups, name="mid")(h)
         for level, multiplier in reversed(list(enumerate(self.channel_multipliers))):
             for i in range(self.num_res_blocks + 1):

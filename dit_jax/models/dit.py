@@ -8,6 +8,7 @@ import flax.struct
 import jax.numpy as jnp
 
 from dit_jax.nn.attention import CrossAttention, SelfAttention
+from dit_jax.nn.constraints import TOKENS, constrain
 from dit_jax.nn.embeddings import LabelEmbedder, TimestepEmbedder, patchify, sincos_2d, unpatchify
 from dit_jax.nn.linear import Linear
 from dit_jax.nn.mlp import Mlp
@@ -53,11 +54,11 @@ class DiTBlock(nn.Module):
             shift_a, scale_a, shift_m, scale_m = outputs
             norm_a = lambda x: modulated_norm(x, shift_a, scale_a)  # noqa: E731
             norm_m = lambda x: modulated_norm(x, shift_m, scale_m)  # noqa: E731
-        x = x + gate_a * attention(norm_a(x), mask)
+        x = constrain(x + gate_a * attention(norm_a(x), mask), TOKENS)
         if self.cross_attention:
             cross = CrossAttention(self.num_heads, self.dtype, name="cross_attn")
-            x = x + cross(AffineNorm(name="norm_cross")(x), c.tokens, c.mask)
-        return x + gate_m * mlp(norm_m(x))
+            x = constrain(x + cross(AffineNorm(name="norm_cross")(x), c.tokens, c.mask), TOKENS)
+        return constrain(x + gate_m * mlp(norm_m(x)), TOKENS)
 
 
 class FinalLayer(nn.Module):
@@ -98,7 +99,7 @@ class DiT(nn.Module):
         _, height, width, _ = x_t.shape
         p = self.patch_size
         x = Linear(self.width, name="x_embedder")(patchify(x_t, p))  # [B, T, D]
-        x = x + sincos_2d(height // p, width // p, self.width)
+        x = constrain(x + sincos_2d(height // p, width // p, self.width), TOKENS)
         x = self._blocks(x, self._condition(t, labels))
         return unpatchify(x, p, height)
 

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from dit_jax.nn.constraints import HIDDEN, KEYS, QUERIES, constrain
 from dit_jax.nn.linear import Linear
 from dit_jax.types import Array
 
@@ -18,8 +19,8 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Array, mask: Array | None = None) -> Array:
         """x: [B, T, D]; mask: [B, T] bool, the tokens that may be attended to, None for all."""
-        qkv = Linear(3 * x.shape[-1], dtype=self.dtype, name="qkv")(x)
-        q, k, v = rearrange(qkv, "b t (three n d) -> three b t n d", three=3, n=self.num_heads)
+        qkv = Linear((3, x.shape[-1]), dtype=self.dtype, name="qkv")(x)  # [B, T, 3, D]
+        q, k, v = rearrange(qkv, "b t three (n d) -> three b t n d", n=self.num_heads)
         return Linear(x.shape[-1], dtype=self.dtype, name="proj")(attend(q, k, v, mask))
 
 
@@ -34,12 +35,17 @@ class CrossAttention(nn.Module):
         """x: [B, T, D]; tokens: [B, S, D]; mask: [B, S] bool, the tokens that may be attended to, None for all."""
         width = x.shape[-1]
         q = rearrange(Linear(width, dtype=self.dtype, name="q")(x), "b t (n d) -> b t n d", n=self.num_heads)
-        kv = Linear(2 * width, dtype=self.dtype, name="kv")(tokens)
-        k, v = rearrange(kv, "b s (two n d) -> two b s n d", two=2, n=self.num_heads)
+        kv = Linear((2, width), dtype=self.dtype, name="kv")(tokens)  # [B, S, 2, D]
+        k, v = rearrange(kv, "b s two (n d) -> two b s n d", n=self.num_heads)
         return Linear(width, dtype=self.dtype, name="proj")(attend(q, k, v, mask))
 
 
 def attend(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
-    """Returns [B, T, N * d] of q [B, T, N, d] and k, v [B, S, N, d]; softmax in float32; mask [B, S] bool or None."""
+    """Returns [B, T, N * d] of q [B, T, N, d] and k, v [B, S, N, d]; softmax in float32; mask [B, S] bool or None.
+
+    On a mesh that splits the tokens each device has the queries of its own, and gathers the keys and values of all.
+    """
+    q, k, v = constrain(q, QUERIES), constrain(k, KEYS), constrain(v, KEYS)
     mask = None if mask is None else mask[:, None, None]
-    return rearrange(jax.nn.dot_product_attention(q, k, v, mask=mask), "b t n d -> b t (n d)")
+    attended = jax.nn.dot_product_attention(q, k, v, mask=mask)
+    return constrain(rearrange(attended, "b t n d -> b t (n d)"), HIDDEN)

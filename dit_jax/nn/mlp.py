@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
+from dit_jax.nn.constraints import HIDDEN, constrain
 from dit_jax.nn.linear import Linear
 from dit_jax.types import Array
 
@@ -16,4 +17,4 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         hidden = nn.gelu(Linear(self.hidden, dtype=self.dtype, name="fc1")(x), approximate=True)
-        return Linear(x.shape[-1], dtype=self.dtype, name="fc2")(hidden)
+        return Linear(x.shape[-1], dtype=self.dtype, name="fc2")(constrain(hidden, HIDDEN))

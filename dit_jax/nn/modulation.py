@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
+from dit_jax.nn.constraints import BATCH, constrain
 from dit_jax.nn.linear import Linear
 from dit_jax.types import Array
 
@@ -16,7 +17,8 @@ class Modulation(nn.Module):
     def __call__(self, c: Array) -> list[Array]:
         # float32 at any compute dtype: a small error here moves every token of the image.
         linear = Linear(self.num_outputs * c.shape[-1], kernel_init=nn.initializers.zeros, name="linear")
-        return jnp.split(linear(nn.silu(c))[:, None], self.num_outputs, axis=-1)
+        outputs = constrain(linear(nn.silu(c)), (BATCH, None))
+        return jnp.split(outputs[:, None], self.num_outputs, axis=-1)
 
 
 class AffineNorm(nn.Module):

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dit_jax.nn.constraints import BATCH, HIDDEN_IMAGES, IMAGES, constrain
 from dit_jax.types import Array, PRNGKey
 
 
@@ -37,10 +38,11 @@ class ResBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         h = conv(self.features, "conv1")(nn.swish(group_norm(self.num_groups, "norm1")(x)))
+        h = constrain(h, HIDDEN_IMAGES)
         h = conv(self.features, "conv2")(nn.swish(group_norm(self.num_groups, "norm2")(h)))
         if x.shape[-1] != self.features:
             x = conv(self.features, "nin_shortcut", kernel=1)(x)
-        return x + h
+        return constrain(x + h, IMAGES)
 
 
 class AttentionBlock(nn.Module):
@@ -52,11 +54,15 @@ class AttentionBlock(nn.Module):
     def __call__(self, x: Array) -> Array:
         batch, height, width, channels = x.shape
         h = group_norm(self.num_groups, "norm")(x)
+        # Queries stay with their rows, keys and values are of all rows. There is one head: over "tensor" only the
+        # channels of the values can be split.
+        axes = {"q": IMAGES, "k": (BATCH, None, None, None), "v": (BATCH, None, None, "tensor")}
         q, k, v = (
-            conv(channels, name, kernel=1)(h).reshape(batch, height * width, 1, channels) for name in ("q", "k", "v")
+            constrain(conv(channels, name, kernel=1)(h), where).reshape(batch, height * width, 1, channels)
+            for name, where in axes.items()
         )
-        attended = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
-        return x + conv(channels, "proj_out", kernel=1)(attended)
+        attended = constrain(jax.nn.dot_product_attention(q, k, v).reshape(x.shape), HIDDEN_IMAGES)
+        return constrain(x + conv(channels, "proj_out", kernel=1)(attended), IMAGES)
 
 
 class Downsample(nn.Module):
@@ -65,7 +71,8 @@ class Downsample(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         padding = ((0, 1), (0, 1))
-        return nn.Conv(x.shape[-1], (3, 3), strides=2, padding=padding, kernel_init=conv_init, name="conv")(x)
+        h = nn.Conv(x.shape[-1], (3, 3), strides=2, padding=padding, kernel_init=conv_init, name="conv")(x)
+        return constrain(h, IMAGES)
 
 
 class Upsample(nn.Module):
@@ -73,4 +80,4 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return conv(x.shape[-1], "conv")(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2))
+        return constrain(conv(x.shape[-1], "conv")(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)), IMAGES)

@@ -1,13 +1,14 @@
 """The device mesh, and how batches get onto it."""
 
 import collections
-import dataclasses
+import functools
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dit_jax.config import MeshConfig, round_to_multiple
@@ -19,21 +20,67 @@ BATCH_AXES = ("data", "fsdp")  # the mesh axes that split the batch
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns the mesh of a config over some devices; None: all of all processes.
 
+    Between slices only the data axis runs: its gradients are all that the slower network between them carries.
+
     Raises:
-      ValueError: where the axes' sizes do not multiply to the number of devices.
+      ValueError: where the axes' sizes do not multiply to the number of devices, or the slices do not divide the data.
     """
     devices = jax.devices() if devices is None else devices
-    sizes, num_devices = dataclasses.asdict(config), len(devices)
+    sizes, num_devices = config.axes, len(devices)
     given = math.prod(size for size in sizes.values() if size != -1)
     if -1 in sizes.values() and num_devices % given == 0:
         sizes = {axis: num_devices // given if size == -1 else size for axis, size in sizes.items()}
     if math.prod(sizes.values()) != num_devices:
         raise ValueError(
-            f"config.mesh={dataclasses.asdict(config)} must multiply to the {num_devices} devices; "
+            f"config.mesh={config.axes} must multiply to the {num_devices} devices; "
             "set one axis to -1 to take what the others leave"
         )
-    axis_types = (AxisType.Auto,) * len(sizes)
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=axis_types, devices=devices)
+    num_slices = count_slices(config, devices)
+    if sizes["data"] % num_slices:
+        raise ValueError(
+            f"config.mesh.data={sizes['data']} must be divisible by the {num_slices} slices: only the data axis runs "
+            f"between them; try {round_to_multiple(sizes['data'], num_slices)}"
+        )
+    axis_types, shape = (AxisType.Auto,) * len(sizes), tuple(sizes.values())
+    if num_slices == 1:
+        return jax.make_mesh(shape, tuple(sizes), axis_types=axis_types, devices=devices)
+    grid = mesh_utils.create_hybrid_device_mesh(
+        (shape[0] // num_slices, *shape[1:]),
+        (num_slices, 1, 1, 1),
+        devices,
+        process_is_granule=not hasattr(devices[0], "slice_index"),
+        allow_split_physical_axes=True,
+    )
+    return Mesh(grid, tuple(sizes), axis_types=axis_types)
+
+
+def count_slices(config: MeshConfig, devices: Sequence[jax.Device]) -> int:
+    """Returns the number of slices: as the devices say (TPUs do); where they say nothing, the config's, or 1.
+
+    Where only the config says it, each process is a slice: so are the nodes of a cluster grouped.
+
+    Raises:
+      ValueError: where the config says another number than the devices.
+    """
+    by_slice = hasattr(devices[0], "slice_index")
+    found = len({device.slice_index if by_slice else device.process_index for device in devices})
+    if config.slices is None:
+        return found if by_slice else 1
+    if config.slices not in (1, found) or (by_slice and config.slices != found):
+        what = "slices" if by_slice else "processes"
+        raise ValueError(f"config.mesh.slices={config.slices} must be {found}, the {what} of the devices; or None")
+    return config.slices
+
+
+def traced_on(mesh: Mesh, function: Callable) -> Callable:
+    """Returns the function, to be traced for a mesh: its layers constrain activations to that mesh's axes."""
+
+    @functools.wraps(function)
+    def traced(*args, **kwargs):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args, **kwargs)
+
+    return traced
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, key: str) -> None:

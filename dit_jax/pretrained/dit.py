@@ -60,7 +60,7 @@ def diffusers_entries(depth: int, patch_size: int) -> list[Entry]:
 
 def _linear(path: str, *names: str) -> Iterator[Entry]:
     yield Entry(f"{path}/kernel", tuple(f"{name}.weight" for name in names), linear=True)
-    yield Entry(f"{path}/bias", tuple(f"{name}.bias" for name in names))
+    yield Entry(f"{path}/bias", tuple(f"{name}.bias" for name in names), flat=True)
 
 
 def released_shape(tensors: Tensors) -> dict[str, int]:

@@ -16,7 +16,8 @@ class Entry(NamedTuple):
 
     path: str  # ours, keys joined by "/"
     names: tuple[str, ...]  # theirs, joined along their first axis
-    linear: bool = False  # theirs is [outputs, inputs], ours [inputs, outputs]
+    linear: bool = False  # theirs is [outputs, inputs], ours [inputs, outputs], or [inputs, k, outputs / k] of k fused
+    flat: bool = False  # theirs is [outputs], ours too, or [k, outputs / k] of k fused
     patch_size: int | None = None  # theirs is a convolution over patches [outputs, channels, p, p], ours [p * p * C, D]
     conv: bool = False  # theirs is [outputs, inputs, h, w], ours [h, w, inputs, outputs]
     drop_kernel_axes: bool = False  # theirs is the [outputs, inputs] of a 1x1 convolution; read in either form
@@ -55,7 +56,7 @@ def from_tensors(entries: Sequence[Entry], tensors: Tensors, abstract: Params) -
         branch = params
         for key in parents:
             branch = branch.setdefault(key, {})
-        branch[leaf] = np.ascontiguousarray(_to_ours(joined, entry), np.float32)
+        branch[leaf] = np.ascontiguousarray(_to_ours(joined, entry), np.float32).reshape(shape)
     return params
 
 
@@ -96,7 +97,9 @@ def _to_theirs(array: np.ndarray, entry: Entry) -> list[np.ndarray]:
         array = array.transpose(3, 2, 0, 1)
         array = array[:, :, 0, 0] if entry.drop_kernel_axes else array
     elif entry.linear:
-        array = array.T
+        array = array.reshape(len(array), -1).T
+    elif entry.flat:
+        array = array.reshape(-1)
     return np.split(array, len(entry.names))
 
 

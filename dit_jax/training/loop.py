@@ -14,11 +14,11 @@ import numpy as np
 import optax
 
 from dit_jax.checkpoint import SNAPSHOTS, Checkpoints, write_config
-from dit_jax.config import Config
+from dit_jax.config import Config, undivided_activations
 from dit_jax.models.autoencoder import FROZEN_WITH_ENCODER
 from dit_jax.models.averages import average_decays, length_name
 from dit_jax.models.quantizer import perplexity
-from dit_jax.parallel.mesh import check_batch_size, prefetch
+from dit_jax.parallel.mesh import check_batch_size, prefetch, traced_on
 from dit_jax.training.optimizer import make_optimizer
 from dit_jax.training.reporting import Reporter
 from dit_jax.training.state import TrainState, abstract_state, create_state
@@ -59,6 +59,8 @@ def train(config: Config, workdir: str, task: Task, mesh: jax.sharding.Mesh) -> 
         if active:
             write_config(workdir, config)
         with Reporter(workdir, training.num_train_steps, start_step, active=active) as reporter:
+            for line in undivided_activations(config, mesh.shape):
+                reporter.log(line)
             if steps:
                 state = restore_state(checkpoints, start_step, abstract, config, optimizer, mesh)
                 reporter.log(f"resuming from the checkpoint of step {start_step} of {training.num_train_steps}")
@@ -75,7 +77,7 @@ def _run(config, task, mesh, optimizer, state, start_step, checkpoints, snapshot
         task.gradient_fn, optimizer, training.ema_decay, config.seed, average_decays(training), task.observe
     )
     step_fn = jit_train_step(train_step, state)
-    eval_step = jax.jit(make_eval_step(task.eval_fn))
+    eval_step = jax.jit(traced_on(mesh, make_eval_step(task.eval_fn)))
     batches = prefetch(task.train_batches(start_step), mesh, batch_size)
     window = MetricsWindow(start_step)
     for step, batch in zip(range(start_step + 1, last_step + 1), batches, strict=False):

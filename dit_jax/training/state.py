@@ -84,7 +84,7 @@ def init_loss_state(config: Config, optimizer: optax.GradientTransformation, par
 def abstract_state(config: Config, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> TrainState:
     """Returns the state's shapes, dtypes and shardings, without memory."""
     shapes = jax.eval_shape(lambda: init_state(config, optimizer, jax.random.key(config.seed)))
-    shardings = tree_shardings(shapes, mesh)
+    shardings = tree_shardings(shapes, mesh, config.mesh.rules)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from dit_jax.models.averages import DecayFn, update_averages
+from dit_jax.parallel.mesh import traced_on
 from dit_jax.training.state import LossState, TrainState
 from dit_jax.types import Array, Batch, Params, PRNGKey
 
@@ -112,9 +113,10 @@ def jit_train_step(train_step: Callable, state: TrainState) -> Callable:
     """Returns the update compiled for states placed as `state` (abstract or not), which it takes over (donation).
 
     The next state is placed as this one: left to the compiler, its placement is written otherwise, and the second
-    call compiles the step again.
+    call compiles the step again. Activations are constrained to the axes of the state's mesh.
     """
     shardings = jax.tree.map(lambda x: x.sharding, state)
+    train_step = traced_on(state.step.sharding.mesh, train_step)
     return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
 
 

@@ -12,6 +12,7 @@ from dit_jax.evaluation.generate import balanced_labels, count_chunks, in_chunks
 from dit_jax.models.autoencoder import Codec
 from dit_jax.models.build import build_autoencoder, init_params
 from dit_jax.parallel.mesh import batch_sharding, make_mesh
+from dit_jax.parallel.rules import tree_shardings
 from tests.tiny import autoencoder_config, dit_config
 
 
@@ -96,6 +97,24 @@ def test_images_decoded_in_chunks_are_those_decoded_at_once(latent_model, mesh):
         # Another compiled program: sums in another order may move a value over a byte's edge.
         chunked = images(decode_batch_size=decode_batch_size)
         assert np.abs(chunked.astype(int) - at_once).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "mesh", [MeshConfig(data=2, fsdp=2, tensor=2), MeshConfig(data=2, sequence=4), MeshConfig(data=1, tensor=2, fsdp=4)]
+)
+def test_images_do_not_depend_on_the_mesh_that_splits_weights_and_activations(latent_model, mesh):
+    config, _, codec = latent_model
+    config = dataclasses.replace(config, dit=dataclasses.replace(config.dit, width=128, num_heads=4))
+    params = jax.tree.map(lambda x: x + 0.02, init_params(config, jax.random.key(0)))  # else it predicts zero
+
+    def images(mesh):
+        placed = jax.device_put(params, tree_shardings(params, mesh))
+        return make_generator(config, config.sampling, codec, mesh)(placed, balanced_labels(8, 3), 0)
+
+    one = images(make_mesh(MeshConfig(data=1), jax.devices()[:1]))
+    assert one.std() > 1
+    # Sums in another order may move a value over a byte's edge.
+    assert np.abs(images(make_mesh(mesh)).astype(int) - one).max() <= 1
 
 
 def test_tiles_are_used_in_sampling(latent_model):

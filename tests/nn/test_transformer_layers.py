@@ -67,7 +67,8 @@ def test_attention_is_softmax_of_scaled_products_head_by_head():
     x, module = normal(2, tokens, WIDTH), SelfAttention(heads)
     variables = random_variables(module, x)
     params, head_width = float64(variables["params"]), WIDTH // heads
-    q, k, v = np.split(linear(params["qkv"], x.astype(np.float64)), 3, axis=-1)
+    qkv = {"kernel": params["qkv"]["kernel"].reshape(WIDTH, -1), "bias": params["qkv"]["bias"].reshape(-1)}
+    q, k, v = np.split(linear(qkv, x.astype(np.float64)), 3, axis=-1)
     attended = np.zeros((2, tokens, WIDTH))
     for head in range(heads):
         part = slice(head * head_width, (head + 1) * head_width)

@@ -1,5 +1,7 @@
 """The mesh's sizes, and batches on it, over the eight virtual devices of the tests."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -38,7 +40,7 @@ def batches(count, size=16):
 )
 def test_mesh_has_the_sizes_and_minus_1_takes_what_is_left(data, fsdp, shape):
     mesh = make_mesh(MeshConfig(data=data, fsdp=fsdp))
-    assert dict(mesh.shape) == {"data": shape[0], "fsdp": shape[1]}
+    assert dict(mesh.shape) == {"data": shape[0], "fsdp": shape[1], "tensor": 1, "sequence": 1}
     assert set(mesh.devices.flat) == set(jax.devices())
     assert set(mesh.axis_types) == {AxisType.Auto}
     assert batch_shards(mesh) == 8
@@ -48,7 +50,85 @@ def test_mesh_has_the_sizes_and_minus_1_takes_what_is_left(data, fsdp, shape):
 def test_sizes_that_do_not_make_the_devices_are_an_error(data, fsdp):
     with pytest.raises(ValueError) as error:
         make_mesh(MeshConfig(data=data, fsdp=fsdp))
-    assert str(error.value).startswith(f"config.mesh={{'data': {data}, 'fsdp': {fsdp}}} must multiply to the 8 devices")
+    axes = {"data": data, "fsdp": fsdp, "tensor": 1, "sequence": 1}
+    assert str(error.value).startswith(f"config.mesh={axes} must multiply to the 8 devices")
+
+
+@pytest.mark.parametrize(
+    ("config", "shape", "shards"),
+    [
+        (MeshConfig(tensor=2), (4, 1, 2, 1), 4),
+        (MeshConfig(data=2, fsdp=2, tensor=2), (2, 2, 2, 1), 4),
+        (MeshConfig(data=2, sequence=-1), (2, 1, 1, 4), 2),
+        (MeshConfig(data=1, tensor=-1, sequence=2), (1, 1, 4, 2), 1),
+    ],
+    ids=str,
+)
+def test_tensor_and_sequence_split_no_batch(config, shape, shards):
+    mesh = make_mesh(config)
+    assert tuple(mesh.shape.items()) == tuple(zip(("data", "fsdp", "tensor", "sequence"), shape, strict=True))
+    assert batch_shards(mesh) == shards
+    assert batch_sharding(mesh).shard_shape((8,)) == (8 // shards,)
+
+
+@dataclasses.dataclass(frozen=True)
+class SliceDevice:
+    """What `mesh_utils` reads of a device of several slices."""
+
+    id: int
+    slice_index: int
+    process_index: int = 0
+    platform: str = "gpu"
+    device_kind: str = "fake"
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessDevice:
+    """A device that does not know of slices."""
+
+    id: int
+    process_index: int
+    platform: str = "cpu"
+    device_kind: str = "fake"
+
+
+INTERLEAVED = [SliceDevice(i, i % 2) for i in range(8)]  # as processes of two slices may be numbered
+NODES = [ProcessDevice(i, i // 4) for i in range(8)]
+
+
+@pytest.mark.parametrize("slices", [None, 2])
+def test_only_the_data_axis_runs_between_slices(slices):
+    mesh = make_mesh(MeshConfig(data=-1, fsdp=2, slices=slices), INTERLEAVED)
+    assert tuple(mesh.shape.values()) == (4, 2, 1, 1)
+    by_slice = [[device.slice_index for device in row.flat] for row in mesh.devices]
+    assert by_slice == [[0, 0], [0, 0], [1, 1], [1, 1]]
+    assert set(mesh.devices.flat) == set(INTERLEAVED)
+
+
+def test_processes_are_slices_where_only_the_config_says_so():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2, slices=2), NODES)
+    assert [{device.process_index for device in row.flat} for row in mesh.devices] == [{0}, {1}]
+    assert tuple(make_mesh(MeshConfig(data=1, fsdp=8), NODES).shape.values()) == (1, 8, 1, 1)  # one network of all
+
+
+@pytest.mark.parametrize(
+    ("config", "devices", "message"),
+    [
+        (
+            MeshConfig(data=1, fsdp=8),
+            INTERLEAVED,
+            "config.mesh.data=1 must be divisible by the 2 slices: only",
+        ),
+        (MeshConfig(slices=4), INTERLEAVED, "config.mesh.slices=4 must be 2, the slices of the devices; or None"),
+        (MeshConfig(slices=1), INTERLEAVED, "config.mesh.slices=1 must be 2, the slices of the devices; or None"),
+        (MeshConfig(slices=4), NODES, "config.mesh.slices=4 must be 2, the processes of the devices; or None"),
+    ],
+    ids=str,
+)
+def test_slices_that_the_devices_or_the_data_axis_do_not_have_are_an_error(config, devices, message):
+    with pytest.raises(ValueError) as error:
+        make_mesh(config, devices)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(("batch_size", "near"), [(4, 8), (100, 96), (30, 32)])

@@ -1,5 +1,6 @@
 """Where parameters live: what is large is split, what is small is not, and what is unknown is an error."""
 
+import dataclasses
 import math
 import re
 
@@ -43,6 +44,11 @@ def mesh():
     return make_mesh(MeshConfig(data=1, fsdp=8))
 
 
+@pytest.fixture(scope="module")
+def tensor_mesh():
+    return make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+
+
 def by_path(tree):
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
@@ -66,19 +72,71 @@ def test_every_large_parameter_is_split_over_fsdp_and_every_small_one_replicated
 @pytest.mark.parametrize(
     ("path", "shape", "spec"),
     [
-        ("blocks_0/attn/qkv/kernel", (128, 384), PartitionSpec("fsdp", None)),
+        ("blocks_0/attn/qkv/kernel", (128, 3, 128), PartitionSpec("fsdp", None, None)),
         ("blocks_0/adaLN_modulation/linear/kernel", (128, 768), PartitionSpec("fsdp", None)),
         ("x_embedder/kernel", (256, 384), PartitionSpec(None, "fsdp")),
         ("blocks_0/cross_attn/q/kernel", (384, 384), PartitionSpec("fsdp", None)),
         ("y_embedder/embedding_table", (1001, 128), PartitionSpec(None, "fsdp")),  # 1001 rows divide by nothing
         ("encoder/down_0_block_0/conv1/kernel", (3, 3, 128, 128), PartitionSpec(None, None, "fsdp", None)),
         ("encoder/mid/attn_1/q/kernel", (1, 1, 512, 512), PartitionSpec(None, None, "fsdp", None)),
-        ("encoder/mid/attn_1/proj_out/kernel", (1, 1, 512, 512), PartitionSpec(None, None, "fsdp", None)),
+        ("encoder/mid/attn_1/proj_out/kernel", (1, 1, 512, 512), PartitionSpec(None, None, None, "fsdp")),
     ],
 )
 def test_rule_of_a_parameter_holds_wherever_its_path_starts(path, shape, spec, mesh):
     for prefix in ("", "ema_params/", "opt_state/0/mu/"):
         assert param_sharding(prefix + path, shape, mesh) == NamedSharding(mesh, spec)
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "spec"),
+    [
+        # By outputs, then by inputs: between the two a device needs nothing of another's heads or hidden units.
+        ("blocks_0/attn/qkv/kernel", (128, 3, 128), ("fsdp", None, "tensor")),
+        ("blocks_0/attn/proj/kernel", (256, 128), ("tensor", "fsdp")),
+        ("blocks_0/cross_attn/q/kernel", (256, 256), ("fsdp", "tensor")),
+        ("blocks_0/cross_attn/kv/kernel", (128, 2, 128), ("fsdp", None, "tensor")),
+        ("blocks_0/cross_attn/proj/kernel", (256, 256), ("tensor", "fsdp")),
+        ("blocks_0/mlp/fc1/kernel", (128, 512), ("fsdp", "tensor")),
+        ("blocks_0/mlp/fc2/kernel", (512, 128), ("tensor", "fsdp")),
+        ("t_embedder/mlp_0/kernel", (256, 128), ("fsdp", "tensor")),
+        ("t_embedder/mlp_2/kernel", (256, 256), ("tensor", "fsdp")),
+        ("blocks_0/adaLN_modulation/linear/kernel", (128, 768), ("fsdp", "tensor")),
+        ("final_layer/adaLN_modulation/linear/kernel", (128, 256), ("fsdp", "tensor")),
+        ("final_layer/linear/kernel", (1152, 32), ("fsdp", None)),
+        ("x_embedder/kernel", (768, 64), (None, "fsdp")),
+        ("y_embedder/embedding_table", (1001, 128), (None, "fsdp")),
+        ("decoder/up_0_block_0/conv1/kernel", (3, 3, 128, 64), (None, None, "fsdp", "tensor")),
+        ("decoder/up_0_block_0/conv2/kernel", (3, 3, 64, 64), (None, None, "tensor", "fsdp")),
+        ("decoder/conv_in/kernel", (3, 3, 16, 512), (None, None, None, "fsdp")),
+        ("encoder/conv_out/kernel", (3, 3, 512, 8), (None, None, "fsdp", None)),
+        ("encoder/mid/attn_1/k/kernel", (1, 1, 256, 256), (None, None, "fsdp", None)),
+        ("encoder/mid/attn_1/v/kernel", (1, 1, 256, 256), (None, None, "fsdp", "tensor")),
+        ("encoder/mid/attn_1/proj_out/kernel", (1, 1, 256, 256), (None, None, "tensor", "fsdp")),
+    ],
+)
+def test_tensor_has_one_side_of_a_kernel_and_fsdp_the_other(path, shape, spec, tensor_mesh):
+    for prefix in ("", "ema_params/", "opt_state/0/mu/"):
+        assert param_sharding(prefix + path, shape, tensor_mesh).spec == PartitionSpec(*spec)
+
+
+def test_a_config_adds_rules_and_its_own_come_first(tensor_mesh):
+    rules = (("my_layer/kernel", ("tensor", None)), (r"fc\d/kernel", (None, "fsdp")))
+    mesh = MeshConfig(rules=rules)
+    assert param_sharding("my_layer/kernel", (256, 128), tensor_mesh, mesh.rules).spec == PartitionSpec("tensor", None)
+    assert param_sharding("mlp/fc1/kernel", (256, 128), tensor_mesh, mesh.rules).spec == PartitionSpec(None, "fsdp")
+    others = param_sharding("attn/proj/kernel", (256, 128), tensor_mesh, mesh.rules)
+    assert others.spec == PartitionSpec("tensor", "fsdp")
+    config = dataclasses.replace(DIT, mesh=mesh)
+    state = abstract_state(config, make_optimizer(config.optimizer, 10), tensor_mesh)
+    kernels = [leaf for path, leaf in by_path(state).items() if path.endswith("blocks_1/mlp/fc1/kernel")]
+    assert [kernel.sharding.spec for kernel in kernels] == [PartitionSpec(None, "fsdp")] * 4
+
+
+def test_axes_are_those_of_the_last_dimensions(tensor_mesh):
+    spec = param_sharding("blocks/mlp/fc1/kernel", (2, 128, 512), tensor_mesh).spec
+    assert spec == PartitionSpec(None, "fsdp", "tensor")
+    with pytest.raises(ValueError, match=r"fc1/kernel \(65536,\) has fewer dimensions than the axes .* of its rule"):
+        param_sharding("blocks_0/mlp/fc1/kernel", (65536,), tensor_mesh)
 
 
 @pytest.mark.parametrize(
@@ -126,17 +184,18 @@ def test_arrays_can_be_placed_by_the_rules(mesh):
     params = jax.tree.map(lambda leaf: np.random.default_rng(0).normal(size=leaf.shape).astype(np.float32), shapes)
     placed = jax.device_put(params, tree_shardings(params, mesh))
     kernel = placed["attn"]["qkv"]["kernel"]
-    assert {shard.data.shape for shard in kernel.addressable_shards} == {(16, 384)}
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {(16, 3, 128)}
     jax.tree.map(np.testing.assert_array_equal, placed, params)
 
 
 def test_description_lists_what_is_split(mesh):
     params = abstract_params(DIT)
     description = describe_shardings(params, mesh)
-    assert description["mesh"] == {"data": 1, "fsdp": 8}
+    assert description["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1, "sequence": 1}
     large = {path for path, leaf in by_path(params).items() if math.prod(leaf.shape) >= MIN_SIZE}
     assert set(description["split"]) == large
-    assert description["split"]["blocks_1/mlp/fc2/kernel"] == "('fsdp', None)"
+    assert description["split"]["blocks_1/mlp/fc1/kernel"] == "('fsdp', None)"
+    assert description["split"]["blocks_1/mlp/fc2/kernel"] == "(None, 'fsdp')"
 
 
 def test_one_device_holds_everything():

@@ -9,7 +9,9 @@ import optax
 import pytest
 from jax.sharding import AxisType
 
+from dit_jax.config import MeshConfig
 from dit_jax.parallel.mesh import make_mesh, put_batch
+from dit_jax.parallel.rules import MIN_SIZE
 from dit_jax.training.autoencoder_step import make_autoencoder_gradients, make_observe
 from dit_jax.training.diffusion_step import make_diffusion_eval, make_diffusion_loss
 from dit_jax.training.optimizer import make_optimizer, make_schedule
@@ -17,7 +19,12 @@ from dit_jax.training.state import TrainState, create_state
 from dit_jax.training.step import gradients_of, jit_train_step, make_eval_step, make_train_step
 from tests.tiny import autoencoder_config, dit_config
 
-MESHES = {"data 8": (8, 1), "fsdp 8": (1, 8), "data 2 x fsdp 4": (2, 4)}
+MESHES = {
+    "data 8": MeshConfig(data=8),
+    "fsdp 8": MeshConfig(data=1, fsdp=8),
+    "data 2 x fsdp 2 x tensor 2": MeshConfig(data=2, fsdp=2, tensor=2),
+    "sequence 4 x data 2": MeshConfig(data=2, sequence=4),
+}
 
 
 def quadratic_loss(params, batch, key, constants):
@@ -57,7 +64,7 @@ def unsharded(request, tmp_path_factory):
     make = {"autoencoder": autoencoder_config, "diffusion": dit_config}[request.param]
     config = make(tmp_path_factory.mktemp("unused"))
     if request.param == "diffusion":
-        config = dataclasses.replace(config, dit=dataclasses.replace(config.dit, width=128))
+        config = dataclasses.replace(config, dit=dataclasses.replace(config.dit, width=128, num_heads=4))
     else:
         autoencoder = dataclasses.replace(config.autoencoder, base_channels=64)
         config = dataclasses.replace(config, autoencoder=autoencoder)
@@ -68,11 +75,22 @@ def unsharded(request, tmp_path_factory):
 @pytest.mark.parametrize("mesh_name", MESHES)
 def test_losses_do_not_depend_on_the_mesh(unsharded, mesh_name):
     config, (_, losses) = unsharded
-    data, fsdp = MESHES[mesh_name]
-    mesh = make_mesh(dataclasses.replace(config.mesh, data=data, fsdp=fsdp))
-    _, sharded_losses = run(config, mesh, 20)
-    # The same arithmetic in another order of summation, whose last bits grow over 20 steps.
-    np.testing.assert_allclose(sharded_losses, losses, rtol=1e-4)
+    _, sharded_losses = run(config, make_mesh(MESHES[mesh_name]), 20)
+    # The same arithmetic in another order of summation: measured 3e-7 (DiT) and 4e-7 (autoencoder), not growing.
+    np.testing.assert_allclose(sharded_losses, losses, rtol=2e-6)
+
+
+def test_with_fsdp_and_tensor_no_device_holds_a_large_parameter_and_heads_stay_whole(unsharded):
+    config, _ = unsharded
+    mesh = make_mesh(MESHES["data 2 x fsdp 2 x tensor 2"])
+    state = create_state(config, make_optimizer(config.optimizer, 1), mesh)
+    for array in jax.tree.leaves(state):
+        assert array.size < MIN_SIZE or array.addressable_shards[0].data.size == array.size // 4
+    if config.stage == "autoencoder":
+        return
+    kernel, head_width = state.params["blocks_0"]["attn"]["qkv"]["kernel"], 128 // 4
+    for shard in kernel.addressable_shards:
+        assert shard.data.shape == (64, 3, 2 * head_width)  # half of the rows; of q, k and v two of the four heads
 
 
 def test_a_large_parameter_its_moments_and_its_average_are_split_over_fsdp(unsharded):
