@@ -8,6 +8,7 @@ import importlib
 import logging
 import os
 import sys
+import traceback
 
 VERBS = ("train", "encode", "sample", "evaluate", "convert", "info", "report")
 CONFIG_FLAG = "--config."
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         args.run(args)
     except KeyboardInterrupt:
-        sys.exit(130)
+        leave(130, "interrupted")
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
@@ -45,7 +46,18 @@ def main(argv: list[str] | None = None) -> None:
             raise
         message = " ".join(str(error).split())
         print(f"dit-jax {args.verb}: error: {message}", file=sys.stderr)
-        sys.exit(2)
+        leave(2, message)
+    except Exception as error:
+        traceback.print_exc()
+        leave(1, f"{type(error).__name__}: {error}")
+
+
+def leave(code: int, message: str) -> None:
+    """Exits with a code; where this is one of several processes, the others end too, with its message."""
+    distributed = sys.modules.get("dit_jax.parallel.distributed")  # loaded by the verbs that have others
+    if distributed:
+        distributed.end_all(code, message)
+    sys.exit(code)
 
 
 def split_overrides(argv: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
