@@ -1,6 +1,6 @@
 """Several processes that train as one: how they find each other, wait for each other and end together.
 
-JAX's own runtime does the work; here is what the environment says about it. One of these starts it, the first that holds:
+JAX's own runtime does the work; here is what the environment says about it. The first of these that holds starts it:
 
 - `DIT_JAX_COORDINATOR=HOST:PORT`, `DIT_JAX_NUM_PROCESSES` and `DIT_JAX_PROCESS_ID`, as `launch/local.sh` and
   `launch/gke.sh` set them, or a person;
@@ -121,8 +121,8 @@ def _tpu_metadata(key: str) -> str:
             return response.read().decode()
     except OSError as error:
         raise ValueError(
-            f"the TPU's metadata {TPU_METADATA}{key} must be readable, to know how many workers there are: {error}; for a "
-            "single worker set TPU_SKIP_MDS_QUERY=1"
+            f"the TPU's metadata {TPU_METADATA}{key} must be readable, to know how many workers there are: {error}; "
+            "for a single worker set TPU_SKIP_MDS_QUERY=1"
         ) from error
 
 
@@ -137,14 +137,17 @@ def wait_for_all(name: str) -> None:
         distributed.global_state.client.wait_at_barrier(f"dit_jax/{name}", BARRIER_SECONDS * 1000)
 
 
-def end_all(code: int, message: str) -> None:
-    """Ends all processes of the run, because this one failed; returns where it is the only one.
+def end_all(code: int, message: str, report: str) -> None:
+    """Prints the report and ends all processes of the run, because this one failed; returns where it is the only one.
 
     The others print the message. They may wait for this one in a collective, for ever; nothing but this ends them.
     """
-    if not jax.distributed.is_initialized() or _ending.is_set():
+    if not jax.distributed.is_initialized():
         return
+    if _ending.is_set():  # another process failed, and this error only follows: the thread that knows exits soon
+        threading.Event().wait()
     _ending.set()
+    print(report, file=sys.stderr, flush=True)
     state = distributed.global_state
     with contextlib.suppress(RuntimeError):  # another process failed first, or the first one is gone
         state.client.key_value_set(ERROR, f"{code} process {state.process_id}: {' '.join(message.split())}")

@@ -1,4 +1,4 @@
-"""What tests of the launch scripts share: an environment in which nothing is installed, and clients that only pretend."""
+"""What tests of the launch scripts share: an environment in which nothing is installed, and clients that pretend."""
 
 import os
 import pathlib

@@ -1,4 +1,6 @@
-"""launch/gke.sh: the JobSet it writes, and a run through create, preempt, resume and delete with a kubectl that pretends."""
+"""launch/gke.sh: the JobSet, and a run through create, preempt, resume and delete with a kubectl that pretends."""
+
+import subprocess
 
 import pytest
 import yaml
@@ -59,7 +61,9 @@ def test_a_second_start_joins_and_one_after_a_failure_begins_anew(kubectl):
 @pytest.mark.parametrize("slices", [1, 2])
 def test_the_jobset_numbers_64_workers_a_slice(kubectl, slices):
     override = """--config.dit.conditioning=('adaln',)"""
-    output = kubectl.run("gke.sh", *ARGUMENTS, *TPU, f"--slices={slices}", override, '--config.data.name=a "b"', "--dry-run")
+    output = kubectl.run(
+        "gke.sh", *ARGUMENTS, *TPU, f"--slices={slices}", override, '--config.data.name=a "b"', "--dry-run"
+    )
     assert kubectl.calls() == []
     (job,) = manifest(output)["spec"]["replicatedJobs"]
     spec = job["template"]["spec"]
@@ -75,8 +79,6 @@ def test_the_jobset_numbers_64_workers_a_slice(kubectl, slices):
     # What the pod runs, tried here as its last worker.
     kubectl.environment |= {"JOB_INDEX": str(slices - 1), "JOB_COMPLETION_INDEX": "63"}
     kubectl.program("dit-jax", 'echo "$DIT_JAX_PROCESS_ID"; printf "%s\\n" "$@"')
-    import subprocess
-
     command = [*container["command"], *container["args"]]
     said = subprocess.run(command, env=kubectl.environment, capture_output=True, text=True, check=True).stdout
     assert said.splitlines() == [
@@ -88,7 +90,14 @@ def test_the_jobset_numbers_64_workers_a_slice(kubectl, slices):
 
 
 def test_gpu_nodes_and_a_claim(kubectl):
-    arguments = [ARGUMENTS[0], "/shared/xl2", *ARGUMENTS[2:], "--accelerator=nvidia-h100-80gb", "--hosts=8", "--claim=disk"]
+    arguments = [
+        ARGUMENTS[0],
+        "/shared/xl2",
+        *ARGUMENTS[2:],
+        "--accelerator=nvidia-h100-80gb",
+        "--hosts=8",
+        "--claim=disk",
+    ]
     (job,) = manifest(kubectl.run("gke.sh", *arguments, "--dry-run"))["spec"]["replicatedJobs"]
     pod = job["template"]["spec"]["template"]["spec"]
     assert pod["containers"][0]["resources"]["limits"] == {"nvidia.com/gpu": 8}

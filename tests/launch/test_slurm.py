@@ -25,7 +25,9 @@ def slurm(shell):
 def run_job(shell, code: int) -> None:
     """Runs the batch script as a node does."""
     environment = shell.environment | {"SLURM_JOB_ID": "7"}
-    done = subprocess.run(["bash", shell.folder / "batch"], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["bash", shell.folder / "batch"], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == code, done.stderr
 
 

@@ -102,8 +102,15 @@ def test_a_dry_run_for_64_workers_prints_every_command_and_calls_none(gcloud, sl
     output = gcloud.run("tpu_pod.sh", *ARGUMENTS, TYPE, f"--slices={slices}", "--dry-run", override)
     assert gcloud.calls() == []
     lines = output.splitlines()
-    assert [line.split(" pod")[0].split()[-1] for line in lines[1:]] == ["create", "/tmp/dit_jax.tar.gz", "ssh", "ssh", "ssh", "delete"]
-    assert f"--accelerator-type v5litepod-256 --runtime-version v2-alpha-tpuv5-lite" in lines[1] and shape in lines[1]
+    assert [line.split(" pod")[0].split()[-1] for line in lines[1:]] == [
+        "create",
+        "/tmp/dit_jax.tar.gz",
+        "ssh",
+        "ssh",
+        "ssh",
+        "delete",
+    ]
+    assert "--accelerator-type v5litepod-256 --runtime-version v2-alpha-tpuv5-lite" in lines[1] and shape in lines[1]
     assert all("--node all --worker all" in line for line in lines[2:5])
     assert override in lines[4] and "~/gcs/bucket/runs/xl2" in lines[4]
     assert "--node 0 --worker 0" in lines[5]
