@@ -2,7 +2,7 @@
 
 The same command may be started any number of times at once, on one machine or on several that share the disk: each
 process takes parts of the data set that no other is at. One that was killed is started again, and goes on. On GPUs give
-each process its own (CUDA_VISIBLE_DEVICES). The processes need not know of each other. A cache that is complete is checked, and mended where it is damaged.
+each process its own (CUDA_VISIBLE_DEVICES). A cache that is complete is checked, and mended where it is damaged.
 """
 
 import argparse
@@ -63,8 +63,8 @@ def run(args: argparse.Namespace) -> None:
     print(prepare(config.data), file=sys.stderr if args.json else sys.stdout, flush=True)
     if jax.process_count() > 1:  # JAX on a TPU slice; checkpoints would wait for the others
         raise ValueError(
-            f"encode works on each host by itself, but this TPU worker is one of {jax.process_count()}; for a host of four "
-            "chips set TPU_PROCESS_BOUNDS=1,1,1 TPU_CHIPS_PER_PROCESS_BOUNDS=2,2,1"
+            f"encode works on each host by itself, but this TPU worker is one of {jax.process_count()}; for a host of "
+            "four chips set TPU_PROCESS_BOUNDS=1,1,1 TPU_CHIPS_PER_PROCESS_BOUNDS=2,2,1"
         )
     mesh = make_mesh(MeshConfig(), jax.local_devices())  # the other processes' devices are theirs to use
     codec = load_codec(args.autoencoder, 1.0, mesh, step)

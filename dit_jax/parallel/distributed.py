@@ -30,6 +30,8 @@ SHUTDOWN_SECONDS = 120  # that the first to finish waits for the last, which may
 BARRIER_SECONDS = 3600  # that the others wait for what one process does for all, such as copying weights
 POLL_SECONDS = 1.0  # between looks at whether another process has failed
 FAREWELL_SECONDS = 10  # that a failed process waits for the others to read why
+UNEXPECTED = 1  # exit code of an error that is not a person's mistake
+LOST = 134  # exit code where another process was lost: the one by which JAX's service ends a process for that
 ERROR = "dit_jax/error"
 
 _ending = threading.Event()
@@ -174,8 +176,10 @@ def _end_with_others() -> None:
 
 def _leave(client, code: int) -> None:
     """Exits when all processes know of the error, at once: JAX's shutdown would wait for those that hang."""
-    with contextlib.suppress(RuntimeError):
+    try:
         client.wait_at_barrier(ERROR, FAREWELL_SECONDS * 1000)
+    except RuntimeError:  # not all of them live to hear of it: an error of a collective came from that
+        code = LOST if code == UNEXPECTED else code
     if is_first():
         time.sleep(POLL_SECONDS)  # the service lives here: let the others hear that all have arrived
     sys.stdout.flush()
