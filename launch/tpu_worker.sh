@@ -12,6 +12,21 @@ is_running() {
   [[ -e $state/pid && ! -e $state/code ]] && kill -0 "$(<"$state/pid")" 2>/dev/null
 }
 
+# Whether there is a Python that launch/environment.sh takes: the TPU software on Ubuntu 22.04 comes with 3.10.
+has_python() {
+  local candidate
+  for candidate in python3.11 python3.12 python3.13 python3; do
+    if "$candidate" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null
+    then return; fi
+  done
+  return 1
+}
+
+install_package() {
+  sudo apt-get -qq update
+  sudo DEBIAN_FRONTEND=noninteractive apt-get -qq -y install "$1"
+}
+
 # Mounts a bucket under ~/gcs; checkpoints are renamed when complete, hence the limit.
 mount_bucket() {
   local folder=$HOME/gcs/$1
@@ -21,8 +36,7 @@ mount_bucket() {
     curl -fsS https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo tee "$key" >/dev/null
     echo "deb [signed-by=$key] https://packages.cloud.google.com/apt gcsfuse-$(lsb_release -cs) main" |
       sudo tee /etc/apt/sources.list.d/gcsfuse.list >/dev/null
-    sudo apt-get -qq update
-    sudo DEBIAN_FRONTEND=noninteractive apt-get -qq -y install gcsfuse
+    install_package gcsfuse
   fi
   mkdir -p "$folder"
   gcsfuse --implicit-dirs --rename-dir-limit 100000 "$1" "$folder"
@@ -64,8 +78,7 @@ stop() {
 
 case ${1:-} in
   install)
-    python3 -c 'import ensurepip, venv' 2>/dev/null ||
-      sudo DEBIAN_FRONTEND=noninteractive apt-get -qq -y install python3-venv
+    has_python || install_package python3.11-venv
     # shellcheck source=launch/environment.sh
     source launch/environment.sh tpu
     if [[ -n ${2:-} ]]; then mount_bucket "$2"; fi
