@@ -16,8 +16,8 @@ is_running() {
 has_python() {
   local candidate
   for candidate in python3.11 python3.12 python3.13 python3; do
-    if "$candidate" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null
-    then return; fi
+    "$candidate" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null &&
+      return
   done
   return 1
 }
@@ -49,12 +49,13 @@ start() {
     words+=("${word/=\~\//=$HOME/}")
   done
   mkdir -p "$state"
-  rm -f "$state/code"
+  rm -f "$state/code" "$state/pid"
   # A session of its own: it goes on when the connection ends.
   # shellcheck disable=SC2016 # expanded in there
   setsid bash -c '
     state=$1 config=$2 workdir=$3
     shift 3
+    echo $$ >"$state/pid"
     source launch/environment.sh tpu && source launch/xla_flags.sh tpu || { echo $? >"$state/code" && exit; }
     dit-jax train --config="$config" --workdir="$workdir" "$@" &
     echo $! >"$state/pid"
@@ -62,7 +63,7 @@ start() {
     wait $! || code=$?
     echo "$code" >"$state/code"
   ' bash "$state" "${words[@]}" >"$state/log" 2>&1 </dev/null &
-  echo $! >"$state/pid"
+  until [[ -s $state/pid ]]; do sleep 0.1; done
 }
 
 stop() {

@@ -132,12 +132,14 @@ def test_bad_arguments_are_one_line(gcloud, arguments, message):
 
 
 def test_a_worker_starts_once_tells_its_end_and_restarts(shell):
-    shell.program("dit-jax", 'echo "$*" >>$FAKE/runs; echo working; sleep 2; exit 75', shell.folder / "venv" / "bin")
+    wait = "while [[ ! -e $FAKE/done ]]; do sleep 0.1; done"
+    shell.program("dit-jax", f'echo "$*" >>$FAKE/runs; echo working; {wait}; exit 75', shell.folder / "venv" / "bin")
     arguments = "configs/dit_imagenet.py:XL/2", "~/gcs/bucket/w", "--config.latents.path=~/latents"
     shell.run("tpu_worker.sh", "is-running", code=1)
     shell.run("tpu_worker.sh", "install")
     shell.run("tpu_worker.sh", "start", *arguments)
     assert "under way" in shell.run("tpu_worker.sh", "start", *arguments)
+    (shell.folder / "done").touch()
     output = shell.run("tpu_worker.sh", "follow")
     assert "working" in output and output.splitlines()[-1] == "dit-jax ended with code 75"
     shell.run("tpu_worker.sh", "restart", *arguments)
