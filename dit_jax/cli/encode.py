@@ -61,6 +61,11 @@ def run(args: argparse.Namespace) -> None:
     step, autoencoder_config = find_checkpoint(args.autoencoder)
     check_autoencoder(config, autoencoder_config, args.autoencoder)
     print(prepare(config.data), file=sys.stderr if args.json else sys.stdout, flush=True)
+    if jax.process_count() > 1:  # JAX on a TPU slice; checkpoints would wait for the others
+        raise ValueError(
+            f"encode works on each host by itself, but this TPU worker is one of {jax.process_count()}; for a host of "
+            "four chips set TPU_PROCESS_BOUNDS=1,1,1 TPU_CHIPS_PER_PROCESS_BOUNDS=2,2,1"
+        )
     mesh = make_mesh(MeshConfig(), jax.local_devices())  # the other processes' devices are theirs to use
     codec = load_codec(args.autoencoder, 1.0, mesh, step)
     batch_size = -(-args.batch_size // batch_shards(mesh)) * batch_shards(mesh)

@@ -8,6 +8,7 @@ import importlib
 import logging
 import os
 import sys
+import traceback
 
 VERBS = ("train", "encode", "sample", "evaluate", "convert", "info", "report")
 CONFIG_FLAG = "--config."
@@ -36,16 +37,27 @@ def main(argv: list[str] | None = None) -> None:
     try:
         args.run(args)
     except KeyboardInterrupt:
+        end_others(130, "interrupted", "")
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
-    except (ValueError, OSError) as error:
-        if os.environ.get("DIT_JAX_TRACEBACK"):
-            raise
+    except Exception as error:
         message = " ".join(str(error).split())
-        print(f"dit-jax {args.verb}: error: {message}", file=sys.stderr)
+        if not isinstance(error, ValueError | OSError) or os.environ.get("DIT_JAX_TRACEBACK"):
+            end_others(1, f"{type(error).__name__}: {message}", traceback.format_exc())
+            raise
+        line = f"dit-jax {args.verb}: error: {message}"
+        end_others(2, message, line)
+        print(line, file=sys.stderr)
         sys.exit(2)
+
+
+def end_others(code: int, message: str, report: str) -> None:
+    """Prints the report and exits, where this is one of several processes; they end too, with the message."""
+    distributed = sys.modules.get("dit_jax.parallel.distributed")  # loaded by the verbs that have others
+    if distributed:
+        distributed.end_all(code, message, report)
 
 
 def split_overrides(argv: list[str]) -> tuple[list[str], list[tuple[str, str]]]:

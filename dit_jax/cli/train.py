@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import os
 import pathlib
+import re
 import shutil
 import typing
 
@@ -29,13 +30,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Checks everything that needs no device, then trains."""
     config = load_config(args.config, args.overrides)
+    from dit_jax.parallel.distributed import is_first, start_processes, wait_for_all
+
+    start_processes()
     workdir = pathlib.Path(args.workdir)
-    open_workdir(workdir)
+    if is_first():
+        open_workdir(args.workdir)
+    wait_for_all("workdir")
+    if not workdir.is_dir():
+        raise ValueError(f"--workdir={workdir} must be on a disk that all hosts share; this one does not see it")
     check_starting_weights(config)
     config = resolve_images(config) if reads_images(config) else resolve_latents(config)
     check_same_run(workdir, config)
     if config.latents is not None:
-        copy_autoencoder(autoencoder_source(config), workdir)
+        if is_first():
+            copy_autoencoder(autoencoder_source(config), workdir)
+        wait_for_all("autoencoder")
     task_of = autoencoder_task if config.stage == "autoencoder" else diffusion_task
 
     from dit_jax.parallel.mesh import check_batch_size, make_mesh
@@ -46,8 +56,13 @@ def run(args: argparse.Namespace) -> None:
     train(config, workdir, task_of(config, mesh, workdir), mesh)
 
 
-def open_workdir(workdir: pathlib.Path) -> None:
+def open_workdir(name: str) -> None:
     """Makes the workdir; raises ValueError where it cannot be written."""
+    workdir = pathlib.Path(name)
+    if re.match(r"\w+://", name):
+        raise ValueError(
+            f"--workdir={name} must be a folder; mount the bucket on every host (gcsfuse) and give the path there"
+        )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         probe = workdir / f".writable-{os.getpid()}"
@@ -134,10 +149,13 @@ def with_encoder(config: Config) -> Config:
 def resolve_images(config: Config) -> Config:
     """Returns the config with the version of its data set, which is prepared if it is not yet."""
     from dit_jax.data.sources import prepare, source_identity
+    from dit_jax.parallel.distributed import is_first
 
     if config.latents is not None:
         config = with_encoder(config)
-    print(prepare(config.data), flush=True)
+    origin = prepare(config.data)
+    if is_first():
+        print(origin, flush=True)
     return with_data_version(config, source_identity(config.data))
 
 
@@ -203,6 +221,7 @@ def autoencoder_task(config: Config, mesh: "Mesh", workdir: pathlib.Path) -> "Ta
 
     from dit_jax.data.pipeline import image_transform
     from dit_jax.evaluation.pictures import make_reconstructor, reconstruction_grid
+    from dit_jax.parallel.mesh import to_host
     from dit_jax.training.autoencoder_step import make_autoencoder_eval, make_autoencoder_gradients, make_observe
 
     train_source, eval_source = open_sources(config)
@@ -217,7 +236,7 @@ def autoencoder_task(config: Config, mesh: "Mesh", workdir: pathlib.Path) -> "Ta
         image_transform(config.data, train=True),
         transform,
         losses=(make_autoencoder_gradients(config), make_autoencoder_eval(config)),
-        draw=lambda params: {"reconstructions": reconstruction_grid(images, reconstruct(params, images))},
+        draw=lambda params: {"reconstructions": reconstruction_grid(images, to_host(reconstruct(params, images)))},
         observe=make_observe(config),
         constants=load_perceptual(config, mesh),
     )

@@ -23,7 +23,7 @@ from dit_jax.diffusion.samplers.scan import sample
 from dit_jax.metrics.picture import to_uint8
 from dit_jax.models.autoencoder import Codec
 from dit_jax.models.build import build_dit
-from dit_jax.parallel.mesh import batch_sharding, batch_shards, traced_on
+from dit_jax.parallel.mesh import batch_sharding, batch_shards, to_host, traced_on
 from dit_jax.types import Array, Params
 
 
@@ -87,7 +87,7 @@ def make_generator(
         for start in tqdm(starts, desc="sampling", unit="batch", disable=not progress):
             rows = np.minimum(np.arange(start, start + batch_size), len(labels) - 1)  # the last batch repeats its end
             batch = jax.device_put((indices[rows], labels[rows]), batch_sharding(mesh))
-            images.append(np.asarray(draw(params, codec, seed, *batch)))
+            images.append(to_host(draw(params, codec, seed, *batch)))
         return np.concatenate(images)[: len(labels)]
 
     return generate

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dit_jax.config import MeshConfig, round_to_multiple
@@ -117,6 +117,13 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh, batch_size: int) -> Batc
     sharding = batch_sharding(mesh)
     put = jax.make_array_from_process_local_data
     return {name: put(sharding, value, (batch_size, *value.shape[1:])) for name, value in batch.items()}
+
+
+def to_host(array: jax.Array) -> np.ndarray:
+    """Returns a whole array, of which this process may hold a part; every process must ask for it."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    return multihost_utils.process_allgather(array, tiled=True)
 
 
 def prefetch(batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, batch_size: int, depth: int = 2) -> Iterator[Batch]:

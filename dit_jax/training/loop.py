@@ -18,7 +18,7 @@ from dit_jax.config import Config, undivided_activations
 from dit_jax.models.autoencoder import FROZEN_WITH_ENCODER
 from dit_jax.models.averages import average_decays, length_name
 from dit_jax.models.quantizer import perplexity
-from dit_jax.parallel.mesh import check_batch_size, prefetch, traced_on
+from dit_jax.parallel.mesh import check_batch_size, prefetch, to_host, traced_on
 from dit_jax.training.optimizer import make_optimizer
 from dit_jax.training.reporting import Reporter
 from dit_jax.training.state import TrainState, abstract_state, create_state
@@ -143,7 +143,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Returns the means over all real examples of `batches`; of `codes`, the share that occurs and the perplexity."""
     sums = [eval_step(params, batch, constants) for batch in batches]
-    totals = jax.tree.map(lambda *values: np.sum(values, axis=0), *jax.device_get(sums))
+    totals = jax.tree.map(lambda *values: np.sum([to_host(value) for value in values], axis=0), *sums)
     count, codes = totals.pop("count"), totals.pop("codes", None)
     values = {name: float(total / count) for name, total in totals.items()}
     if codes is not None:

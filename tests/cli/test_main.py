@@ -184,6 +184,7 @@ BAD_INPUTS = {
         "config.stage: 'autoencoder' -> 'diffusion'",
     ),
     "unwritable workdir": (("train", "--config={root}/dit.py", "--workdir=/proc/none/w"), "cannot be written"),
+    "workdir in a bucket": (("train", "--config={root}/dit.py", "--workdir=gs://bucket/w"), "mount the bucket"),
     "workdir is a file": (("train", "--config={root}/dit.py", "--workdir={root}/dit.py"), "cannot be written"),
     "encode through a DiT": (
         ("encode", "--config={root}/autoencoder.py", "--autoencoder={root}/dit", "--output={tmp}/l"),

@@ -1,0 +1,76 @@
+"""What tests of the launch scripts share: an environment in which nothing is installed, and clients that pretend."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+class Shell:
+    """Runs scripts with our own programs first on PATH; `calls` is what those wrote down, a line each."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder = folder
+        self.programs = folder / "programs"
+        self.programs.mkdir()
+        self.environment = os.environ | {
+            "PATH": f"{self.programs}:{os.environ['PATH']}",
+            "FAKE": str(folder),
+            "HOME": str(folder),
+            "PYTHONPATH": str(ROOT),
+            "DIT_JAX_POLL_SECONDS": "0",
+            "DIT_JAX_EXTRAS": "",
+        }
+
+    def program(self, name: str, text: str, folder: pathlib.Path | None = None) -> None:
+        """Writes a bash program."""
+        path = (folder or self.programs) / name
+        path.write_text(f"#!/usr/bin/env bash\n{text}\n")
+        path.chmod(0o755)
+
+    def start(self, script: str, *arguments: str, **popen) -> subprocess.Popen:
+        """Starts `launch/SCRIPT` in the test's folder; its output is one stream."""
+        return subprocess.Popen(
+            [ROOT / "launch" / script, *map(str, arguments)],
+            cwd=self.folder,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            **popen,
+        )
+
+    def run(self, script: str, *arguments: str, code: int = 0) -> str:
+        """Returns what a script writes, which must end with an exit code within five minutes."""
+        process = self.start(script, *arguments)
+        try:
+            output, _ = process.communicate(timeout=300)
+        finally:
+            process.kill()
+        assert process.returncode == code, output
+        return output
+
+    def calls(self) -> list[str]:
+        """Returns the command lines that the pretending clients were called with."""
+        path = self.folder / "calls"
+        return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.fixture
+def shell(tmp_path):
+    """A shell in which the project counts as installed, with `dit-jax` from this checkout."""
+    shell = Shell(tmp_path)
+    programs = tmp_path / "venv" / "bin"
+    programs.mkdir(parents=True)
+    shell.program("python", f'exec {sys.executable} "$@"', programs)
+    shell.program("dit-jax", f'exec {sys.executable} -m dit_jax "$@"', programs)
+    command = "echo $PWD | cat - setup.py launch/constraints.txt | cksum"  # as launch/environment.sh does
+    checksum = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    (tmp_path / "venv" / "dit_jax_installed").write_text(checksum + "\ngpu\ntpu\n")
+    shell.environment["VIRTUAL_ENV"] = str(tmp_path / "venv")
+    return shell
