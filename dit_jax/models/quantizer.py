@@ -64,7 +64,7 @@ def init_code_statistics(codebook: CodebookConfig, embedding: Array) -> Params:
     At first all are in equal use; or in none, where dead codes are restarted: then the codes that the first batch does
     not use become latents of it, since those that are drawn at random are far from where an encoder's are.
     """
-    usage = jnp.full(len(embedding), 1.0 if codebook.restart_usage is None else 0.0)
+    usage = jnp.full(len(embedding), 1.0 if codebook.restart_usage is None else 0.0, jnp.float32)
     return {"usage": usage} | ({"sums": embedding * usage[:, None]} if codebook.update == "ema" else {})
 
 

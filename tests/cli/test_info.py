@@ -21,7 +21,8 @@ def test_a_discriminator_is_counted_beside_the_autoencoder(num_layers, parameter
 
 
 def test_the_codes_of_a_vq_autoencoder_are_counted_and_no_discriminator_where_there_is_none(capsys):
-    main(["info", CONFIG, "--config.autoencoder.codebook.num_codes=8192", "--json"])
+    without = ["--config.autoencoder.discriminator=None"]
+    main(["info", CONFIG, *without, "--config.autoencoder.codebook.num_codes=8192", "--json"])
     info = json.loads(capsys.readouterr().out)
     assert info["modules"]["quantize"] == 8192 * 3 and info["parameters"] == 55_322_782
     assert "discriminator_parameters" not in info
