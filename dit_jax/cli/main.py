@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 
-VERBS = ("train", "encode", "sample", "evaluate", "convert", "info", "report")
+VERBS = ("train", "encode", "sample", "evaluate", "convert", "plan", "info", "report")
 CONFIG_FLAG = "--config."
 
 
