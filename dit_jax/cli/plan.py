@@ -22,6 +22,8 @@ HELP = "compiles a config for a TPU slice without a TPU: memory, FLOPs, collecti
 GIB = 2**30
 # JAX runs on the CPU, and libtpu only compiles: it neither asks a cloud for its TPUs nor locks one that is there.
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+# It would warn that it finds no TPU. Neither the topology nor what is compiled depends on these.
+QUIET = {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_STDERR_LOG_LEVEL": "3"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     config = load_config(args.config, args.overrides)
     if args.sampler and config.stage != "diffusion":
         raise ValueError(f"--sampler needs a config of stage 'diffusion', not {config.stage!r}")
-    os.environ.update(ENVIRONMENT)  # before JAX reads it
+    os.environ.update(ENVIRONMENT | QUIET)  # before JAX and libtpu read them
 
     from dit_jax.parallel.chips import chip_of
     from dit_jax.planning.compiled import topology_devices

@@ -54,7 +54,7 @@ def plans(tmp_path_factory):
 def test_the_state_of_a_device_is_an_eighth_of_it_where_it_is_split_over_eight(plans):
     whole, split = plans["data"]["state"], plans["fsdp"]["state"]
     for name in ("parameters", "optimizer", "averages"):
-        assert whole[name] / 8 <= split[name] < whole[name] / 6, name  # small parameters stay whole
+        assert whole[name] / 8 <= split[name] < whole[name] / 4, name  # small parameters stay whole
     assert whole["optimizer"] == pytest.approx(2 * whole["parameters"], rel=1e-3)  # Adam's two moments
     assert whole["averages"] == whole["parameters"]
     assert split["loss"] == split["constants"] == 0
