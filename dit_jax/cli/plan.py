@@ -132,7 +132,9 @@ def train_program(config: Config, mesh: "Mesh") -> "Program":
         "loss": state.loss_state,
         "constants": constants,
     }
-    trained = state.params if state.loss_state is None else (state.params, state.loss_state.params)
+    trained = {name: tree for name, tree in state.params.items() if name not in frozen}
+    if state.loss_state is not None:
+        trained = (trained, state.loss_state.params)
     args = (state, abstract_batch(config, mesh), constants)
     return Program("train", jit_train_step(train_step, state), args, parts, trained)
 
