@@ -228,13 +228,15 @@ def describe(report: dict, devices_per_chip: int) -> list[str]:
 
 def describe_program(plan: dict, what: str, of_chip: str) -> list[str]:
     """Returns the lines that tell the plan of one program."""
-    needs = f"{what}, compiled in {plan['compile_seconds']:.0f} s: needs {gib(plan['needed'])} of the "
-    needs += f"{gib(plan['available'])} of a {of_chip}"
+    needs = f"{what}, compiled in {plan['compile_seconds']:.0f} s: needs {memory(plan['needed'])} of the "
+    needs += f"{memory(plan['available'])} of a {of_chip}"
     if not plan["fits"]:
         return [f"{needs}: DOES NOT FIT; try", *(f"  {flags}" for flags in plan["suggestions"])]
-    lines = [f"{needs}: fits, {gib(plan['margin'])} to spare"]
-    lines += [f"  {name:<22} {gib(size):>10}" for name, size in plan["state"].items() if size]
-    lines += [f"  {'activations and other':<22} {gib(plan['memory']['temporaries']):>10}  temporaries, at their peak"]
+    lines = [f"{needs}: fits, {memory(plan['margin'])} to spare"]
+    lines += [f"  {name:<22} {memory(size):>10}" for name, size in plan["state"].items() if size]
+    lines += [
+        f"  {'activations and other':<22} {memory(plan['memory']['temporaries']):>10}  temporaries, at their peak"
+    ]
     lines += [f"sends {mb(plan['sent'])} a {of_chip}" + least_of(plan)]
     least = plan.get("least_collectives", {})
     for kind, figures in plan["collectives"].items():
@@ -270,10 +272,10 @@ def sweep_line(plan: dict) -> str:
     if "reason" in plan:
         return f"{mesh}: not possible: {plan['reason']}"
     if not plan["fits"]:
-        return f"{mesh}: does not fit: needs {gib(plan['needed'])} of {gib(plan['available'])}"
+        return f"{mesh}: does not fit: needs {memory(plan['needed'])} of {memory(plan['available'])}"
     times = plan["predicted"]
     return (
-        f"{mesh}: needs {gib(plan['needed'])} of {gib(plan['available'])}, sends {mb(plan['sent'])}, predicted "
+        f"{mesh}: needs {memory(plan['needed'])} of {memory(plan['available'])}, sends {mb(plan['sent'])}, predicted "
         f"{1e3 * times['seconds']:.3g} ms, MFU {times['mfu']:.0%} (compiled in {plan['compile_seconds']:.0f} s)"
     )
 
@@ -285,9 +287,9 @@ def recommendation(mesh: dict | None) -> str:
     return "recommended: " + " ".join(f"--config.mesh.{axis}={size}" for axis, size in mesh.items())
 
 
-def gib(size: float) -> str:
-    """Returns bytes as GiB."""
-    return f"{size / GIB:.2f} GiB"
+def memory(size: float) -> str:
+    """Returns bytes of memory in GiB, or in MiB where they are fewer."""
+    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / GIB * 1024:.1f} MiB"
 
 
 def mb(size: float) -> str:
