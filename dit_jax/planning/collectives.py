@@ -199,8 +199,8 @@ def least_bytes(
 
     Accumulation over parts of a batch gathers and scatters for each, and sums over r once. Where a parameter is split
     over axes that do not split the batch, P is a device's share. Activations need not be sent where only the batch is
-    split; where a batch is smaller than the parameters, XLA may send them instead, and less than this. It also sends less
-    where it keeps what it gathered for the backward pass, at the price of memory, or rounds gradients before it sums them.
+    split; where a batch is smaller than the parameters, XLA may send them instead, and less than this. It also sends
+    less where it keeps what it gathered for the backward pass, at the price of memory.
 
     Args:
       params: of arrays, abstract or not, with a `NamedSharding` each.
