@@ -10,7 +10,7 @@ import os
 import sys
 import traceback
 
-VERBS = ("train", "encode", "sample", "evaluate", "convert", "info", "report")
+VERBS = ("train", "encode", "sample", "evaluate", "convert", "plan", "info", "report")
 CONFIG_FLAG = "--config."
 
 

@@ -40,6 +40,29 @@ def make_generator(
       num_frames: where positive, `generate` returns this many predictions of x_0, spread evenly over the walk and the
         last of them what it ends in, uint8 [N, num_frames, H, W, 3].
     """
+    draw, batch_size = make_draw(config, sampling, mesh, num_frames)
+    null_label = config.data.num_classes
+
+    def generate(params: Params, labels: np.ndarray, seed: int, progress: bool = False) -> np.ndarray:
+        indices, labels = np.arange(len(labels), dtype=np.int32), np.asarray(labels, np.int32)
+        if labels.size and not (labels.min() >= 0 and labels.max() <= null_label):
+            raise ValueError(f"labels must be from 0 to {null_label - 1} (or {null_label}: no label); got {labels}")
+        images = []
+        starts = range(0, len(labels), batch_size)
+        for start in tqdm(starts, desc="sampling", unit="batch", disable=not progress):
+            rows = np.minimum(np.arange(start, start + batch_size), len(labels) - 1)  # the last batch repeats its end
+            batch = jax.device_put((indices[rows], labels[rows]), batch_sharding(mesh))
+            images.append(to_host(draw(params, codec, seed, *batch)))
+        return np.concatenate(images)[: len(labels)]
+
+    return generate
+
+
+def make_draw(config: Config, sampling: SamplingConfig, mesh: Mesh, num_frames: int = 0) -> tuple[Callable, int]:
+    """Returns the jitted `draw(params, codec, seed, indices, labels)` of a batch of images, and that batch's size.
+
+    It is what `make_generator` runs; its arguments are the same, and its indices and labels [B] int32.
+    """
     check_sampling(sampling, config.diffusion.num_timesteps, config.input_shape[-1], config.dit)
     model, null_label = build_dit(config), config.data.num_classes
     training_process = make_process(config.diffusion)
@@ -77,20 +100,7 @@ def make_generator(
         return jnp.stack([*(decode(kept[frame]) for frame in frames[:-1]), decode(x_0)], axis=1)
 
     draw = jax.jit(traced_on(mesh, draw))
-
-    def generate(params: Params, labels: np.ndarray, seed: int, progress: bool = False) -> np.ndarray:
-        indices, labels = np.arange(len(labels), dtype=np.int32), np.asarray(labels, np.int32)
-        if labels.size and not (labels.min() >= 0 and labels.max() <= null_label):
-            raise ValueError(f"labels must be from 0 to {null_label - 1} (or {null_label}: no label); got {labels}")
-        images = []
-        starts = range(0, len(labels), batch_size)
-        for start in tqdm(starts, desc="sampling", unit="batch", disable=not progress):
-            rows = np.minimum(np.arange(start, start + batch_size), len(labels) - 1)  # the last batch repeats its end
-            batch = jax.device_put((indices[rows], labels[rows]), batch_sharding(mesh))
-            images.append(to_host(draw(params, codec, seed, *batch)))
-        return np.concatenate(images)[: len(labels)]
-
-    return generate
+    return draw, batch_size
 
 
 def count_chunks(num_rows: int, max_rows: int) -> int:

@@ -1,0 +1,297 @@
+"""Compiles a config's real training step for a TPU slice, on a machine without a TPU: memory, FLOPs, collectives.
+
+Needs libtpu, which the extra `tpu` brings: pip install "dit_jax[tpu]".
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import typing
+
+from dit_jax.cli.main import add_config_argument
+from dit_jax.config import Config, load_config
+
+if typing.TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from dit_jax.planning.plan import Program
+
+HELP = "compiles a config for a TPU slice without a TPU: memory, FLOPs, collectives, a predicted time"
+GIB = 2**30
+# JAX runs on the CPU, and libtpu only compiles: it neither asks a cloud for its TPUs nor locks one that is there.
+ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+# It would warn that it finds no TPU. Neither the topology nor what is compiled depends on these.
+QUIET = {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_STDERR_LOG_LEVEL": "3"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's flags."""
+    add_config_argument(parser)
+    parser.add_argument(
+        "--topology", required=True, metavar="NAME", help="v4:4x4x4, v5e:16x16, v5p:8x8x8, v6e:16x16, tpu7x:4x4x4, ..."
+    )
+    parser.add_argument("--sampler", action="store_true", help="plan the config's sampling too (stage diffusion)")
+    parser.add_argument("--sweep", action="store_true", help="compare a few splits of the devices, and recommend one")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Compiles, and prints the plan."""
+    config = load_config(args.config, args.overrides)
+    if args.sampler and config.stage != "diffusion":
+        raise ValueError(f"--sampler needs a config of stage 'diffusion', not {config.stage!r}")
+    os.environ.update(ENVIRONMENT | QUIET)  # before JAX and libtpu read them
+
+    from dit_jax.parallel.chips import chip_of
+    from dit_jax.planning.compiled import topology_devices
+    from dit_jax.planning.plan import recommended
+
+    devices = topology_devices(args.topology)
+    chip = chip_of(devices[0].device_kind)
+    report = {"topology": args.topology, "devices": len(devices), "chips": len(devices) // chip.devices}
+    if args.sweep:
+        plans = []
+        for candidate in candidates(config, devices):
+            plans.append(plan_or_reason(candidate, devices, args.sampler))
+            if not args.json:
+                print(sweep_line(plans[-1]), flush=True)
+        report |= {"plans": plans, "recommended": (best := recommended(plans)) and best["mesh"]}
+        if not args.json:
+            print(recommendation(report["recommended"]))
+    else:
+        report |= plan_of(config, devices, args.sampler)
+        if not args.json:
+            print("\n".join(describe(report, chip.devices)))
+    if args.json:
+        print(json.dumps(report))
+
+
+def candidates(config: Config, devices: list) -> list[Config]:
+    """Returns the config on each mesh that a sweep compares."""
+    from dit_jax.parallel.mesh import batch_shards, make_mesh
+    from dit_jax.planning.plan import sweep_meshes
+
+    mesh = make_mesh(dataclasses.replace(config.mesh, data=-1, fsdp=1), devices)
+    return sweep_meshes(config, batch_shards(mesh))
+
+
+def plan_or_reason(config: Config, devices: list, sampler: bool) -> dict:
+    """Returns the plan of a config, or why its mesh cannot be."""
+    try:
+        return plan_of(config, devices, sampler)
+    except ValueError as error:
+        mesh = {"data": config.mesh.data, "fsdp": config.mesh.fsdp}
+        return {"mesh": mesh, "fits": False, "reason": str(error)}
+
+
+def plan_of(config: Config, devices: list, sampler: bool) -> dict:
+    """Returns the plan of the training step, and under `sampler` that of sampling if it is asked for."""
+    from dit_jax.parallel.chips import chip_of
+    from dit_jax.parallel.mesh import check_batch_size, make_mesh
+    from dit_jax.planning.plan import plan_program
+
+    mesh, chip = make_mesh(config.mesh, devices), chip_of(devices[0].device_kind).per_device()
+    check_batch_size(config.training.global_batch_size, mesh, "config.training.global_batch_size")
+    plan = {"mesh": dict(mesh.shape), "global_batch_size": config.training.global_batch_size}
+    plan |= plan_program(config, train_program(config, mesh), chip)
+    if sampler:
+        plan["sampler"] = plan_program(config, sampler_program(config, mesh), chip)
+    return plan
+
+
+def train_program(config: Config, mesh: "Mesh") -> "Program":
+    """Returns the step that `dit-jax train` runs, with its arguments' shapes and shardings."""
+    from dit_jax.models.autoencoder import FROZEN_WITH_ENCODER
+    from dit_jax.models.averages import average_decays
+    from dit_jax.planning.plan import Program
+    from dit_jax.training.autoencoder_step import make_autoencoder_gradients, make_observe
+    from dit_jax.training.diffusion_step import make_diffusion_loss
+    from dit_jax.training.optimizer import make_optimizer
+    from dit_jax.training.state import abstract_state
+    from dit_jax.training.step import gradients_of, jit_train_step, make_train_step
+
+    if config.latents is not None and config.latents.scale is None:  # a run reads it from its cache
+        config = dataclasses.replace(config, latents=dataclasses.replace(config.latents, scale=1.0))
+    training = config.training
+    frozen = FROZEN_WITH_ENCODER if config.autoencoder and config.autoencoder.frozen_encoder else ()
+    optimizer = make_optimizer(config.optimizer, training.num_train_steps, frozen)
+    if config.stage == "autoencoder":
+        gradient_fn, observe = make_autoencoder_gradients(config), make_observe(config)
+    else:
+        gradient_fn, observe = gradients_of(make_diffusion_loss(config), training.accumulation_steps), None
+    train_step = make_train_step(
+        gradient_fn, optimizer, training.ema_decay, config.seed, average_decays(training), observe
+    )
+    state, constants = abstract_state(config, optimizer, mesh), abstract_constants(config, mesh)
+    parts = {
+        "parameters": state.params,
+        "optimizer": state.opt_state,
+        "averages": (state.ema_params, state.averages),
+        "loss": state.loss_state,
+        "constants": constants,
+    }
+    trained = {name: tree for name, tree in state.params.items() if name not in frozen}
+    if state.loss_state is not None:
+        trained = (trained, state.loss_state.params)
+    args = (state, abstract_batch(config, mesh), constants)
+    return Program("train", jit_train_step(train_step, state), args, parts, trained)
+
+
+def sampler_program(config: Config, mesh: "Mesh") -> "Program":
+    """Returns the drawing of one batch by weights placed as in training; decoded if the config has an autoencoder."""
+    import jax
+    import jax.numpy as jnp
+
+    from dit_jax.evaluation.generate import make_draw
+    from dit_jax.models.build import abstract_params
+    from dit_jax.parallel.mesh import batch_sharding, replicated
+    from dit_jax.parallel.rules import tree_shardings
+    from dit_jax.planning.plan import Program
+
+    draw, batch_size = make_draw(config, config.sampling, mesh)
+    shapes = abstract_params(config)
+    params = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, tree_shardings(shapes, mesh)
+    )
+    codec = abstract_codec(config, mesh)
+    rows = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=batch_sharding(mesh))
+    seed = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
+    return Program("sampler", draw, (params, codec, seed, rows, rows), {"parameters": params, "autoencoder": codec})
+
+
+def abstract_batch(config: Config, mesh: "Mesh") -> dict:
+    """Returns the shapes of a training batch on the mesh, as `data.pipeline` makes it."""
+    import jax
+    import jax.numpy as jnp
+
+    from dit_jax.cli.train import reads_images
+    from dit_jax.parallel.mesh import batch_sharding
+
+    if reads_images(config):
+        name, shape = "image", (config.data.image_size, config.data.image_size, config.data.channels)
+    else:
+        # A mean and a log-variance a channel. Of a VQ autoencoder there are none; it makes the batch a little larger.
+        name, shape = "moments", (*config.latents.shape[:2], 2 * config.latents.shape[2])
+    size, sharding = config.training.global_batch_size, batch_sharding(mesh)
+    return {
+        name: jax.ShapeDtypeStruct((size, *shape), jnp.float32, sharding=sharding),
+        "label": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=sharding),
+    }
+
+
+def abstract_constants(config: Config, mesh: "Mesh"):
+    """Returns the shapes of what the loss reads and no step changes: LPIPS, or what encodes in each step; or None."""
+    from dit_jax.cli.train import reads_images
+    from dit_jax.perceptual.lpips import abstract_lpips
+
+    if config.stage == "autoencoder":
+        return on_every_device(abstract_lpips(), mesh) if config.autoencoder.perceptual_weight else None
+    return abstract_codec(config, mesh) if reads_images(config) else None
+
+
+def abstract_codec(config: Config, mesh: "Mesh"):
+    """Returns the shapes of the autoencoder that the config's latents are of; None where it names none."""
+    from dit_jax.checkpoint import find_checkpoint
+    from dit_jax.cli.train import autoencoder_source
+    from dit_jax.models.autoencoder import Codec
+    from dit_jax.models.build import abstract_params, build_autoencoder
+
+    if config.latents is None or (config.latents.path or config.latents.encode_with) is None:
+        return None
+    source = autoencoder_source(config)
+    _, autoencoder = find_checkpoint(pathlib.Path(source))
+    module = build_autoencoder(autoencoder.autoencoder, autoencoder.data.channels)
+    return Codec(on_every_device(abstract_params(autoencoder), mesh), module, config.latents.scale or 1.0)
+
+
+def on_every_device(shapes, mesh: "Mesh"):
+    """Returns a tree of shapes, each of them whole on every device."""
+    import jax
+
+    from dit_jax.parallel.mesh import replicated
+
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), shapes)
+
+
+def describe(report: dict, devices_per_chip: int) -> list[str]:
+    """Returns the lines that tell a plan."""
+    of_chip = "chip" if devices_per_chip == 1 else f"device (a chip is {devices_per_chip})"
+    mesh = " x ".join(f"{axis} {size}" for axis, size in report["mesh"].items())
+    lines = [f"{report['topology']}: {report['chips']} chips, mesh {mesh}, batch {report['global_batch_size']}"]
+    lines += describe_program(report, "training step", of_chip)
+    if "sampler" in report:
+        lines += describe_program(report["sampler"], "sampling a batch", of_chip)
+    return lines
+
+
+def describe_program(plan: dict, what: str, of_chip: str) -> list[str]:
+    """Returns the lines that tell the plan of one program."""
+    needs = f"{what}, compiled in {plan['compile_seconds']:.0f} s: needs {memory(plan['needed'])} of the "
+    needs += f"{memory(plan['available'])} of a {of_chip}"
+    if not plan["fits"]:
+        return [f"{needs}: DOES NOT FIT; try", *(f"  {flags}" for flags in plan["suggestions"])]
+    lines = [f"{needs}: fits, {memory(plan['margin'])} to spare"]
+    lines += [f"  {name:<22} {memory(size):>10}" for name, size in plan["state"].items() if size]
+    lines += [
+        f"  {'activations and other':<22} {memory(plan['memory']['temporaries']):>10}  temporaries, at their peak"
+    ]
+    lines += [f"sends {mb(plan['sent'])} a {of_chip}" + least_of(plan)]
+    least = plan.get("least_collectives", {})
+    for kind, figures in plan["collectives"].items():
+        note = f"  at least {mb(least[kind])}" if least.get(kind) else ""
+        count, background = figures["count"], figures["asynchronous"]
+        lines.append(f"  {kind:<20} {count:>5} times, {background:>5} asynchronous {mb(figures['bytes']):>12}{note}")
+    times = plan["predicted"]
+    lines.append(
+        f"predicted, a roofline and not a measurement: {1e3 * times['seconds']:.3g} ms"
+        + (f", {times['images_per_second']:.4g} images/s, MFU {times['mfu']:.0%}" if "mfu" in times else "")
+    )
+    parts = (("matmuls", "compute"), ("memory", "memory"), ("network", "overlapped_network"))
+    shown = ", ".join(f"{name} {1e3 * times[f'{key}_seconds']:.3g} ms" for name, key in parts)
+    lines.append(
+        f"  the longest of {shown}; and {1e3 * times['waiting_network_seconds']:.3g} ms waiting for the network"
+    )
+    if "model_flops" in plan:
+        lines.append(
+            f"  {plan['model_flops']:.4g} FLOPs (6 x the multiply-adds) of {times['flops']:.4g} in the program"
+        )
+    return lines
+
+
+def least_of(plan: dict) -> str:
+    """Returns how what is sent compares with the least, if that is known and not nothing."""
+    least = plan.get("least_sent")
+    return f", {plan['sent'] / least:.2f} x the least for its parameters and gradients, {mb(least)}" if least else ""
+
+
+def sweep_line(plan: dict) -> str:
+    """Returns the line that tells a plan among others."""
+    mesh = ", ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
+    if "reason" in plan:
+        return f"{mesh}: not possible: {plan['reason']}"
+    if not plan["fits"]:
+        return f"{mesh}: does not fit: needs {memory(plan['needed'])} of {memory(plan['available'])}"
+    times = plan["predicted"]
+    return (
+        f"{mesh}: needs {memory(plan['needed'])} of {memory(plan['available'])}, sends {mb(plan['sent'])}, predicted "
+        f"{1e3 * times['seconds']:.3g} ms, MFU {times['mfu']:.0%} (compiled in {plan['compile_seconds']:.0f} s)"
+    )
+
+
+def recommendation(mesh: dict | None) -> str:
+    """Returns the line that ends a sweep."""
+    if mesh is None:
+        return "none fits; plan one of them without --sweep to see what to change"
+    return "recommended: " + " ".join(f"--config.mesh.{axis}={size}" for axis, size in mesh.items())
+
+
+def memory(size: float) -> str:
+    """Returns bytes of memory in GiB, or in MiB where they are fewer."""
+    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / GIB * 1024:.1f} MiB"
+
+
+def mb(size: float) -> str:
+    """Returns bytes as megabytes."""
+    return f"{size / 1e6:,.1f} MB"

@@ -1,0 +1,235 @@
+"""`dit-jax plan`: what it says of a program, on eight CPU devices with a TPU's figures; and with libtpu, of a slice."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from dit_jax.cli import plan as plan_verb
+from dit_jax.cli.main import main
+from dit_jax.config import MeshConfig, config_from_dict, config_to_dict
+from dit_jax.parallel.chips import chip_of
+from dit_jax.parallel.mesh import make_mesh
+from dit_jax.planning import compiled, plan
+from tests.tiny import adversarial_config, dit_config
+
+ROOT = pathlib.Path(__file__).parents[2]
+CHIP = chip_of("TPU v5 lite")
+TINY = ("--config=configs/dit_imagenet.py:S/8", "--config.dit.depth=1", "--config.training.global_batch_size=8")
+
+
+def with_mesh(config, **mesh):
+    return dataclasses.replace(config, mesh=MeshConfig(**mesh))
+
+
+def latents_config(tmp_path, **mesh):
+    values = config_to_dict(dit_config(tmp_path))
+    values["latents"] = {"shape": (8, 8, 2)}
+    values["dit"] |= {"width": 128, "depth": 1}
+    return with_mesh(config_from_dict(values), **mesh)
+
+
+def plan_on_cpu(config, program=plan_verb.train_program):
+    mesh = make_mesh(config.mesh)
+    return plan.plan_program(config, program(config, mesh), CHIP)
+
+
+@pytest.fixture(scope="module")
+def plans(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plans")
+    return {
+        "data": plan_on_cpu(latents_config(folder, data=8)),
+        "fsdp": plan_on_cpu(latents_config(folder, data=1, fsdp=8)),
+    }
+
+
+def test_the_state_of_a_device_is_an_eighth_of_it_where_it_is_split_over_eight(plans):
+    whole, split = plans["data"]["state"], plans["fsdp"]["state"]
+    for name in ("parameters", "optimizer", "averages"):
+        assert whole[name] / 8 <= split[name] < whole[name] / 4, name  # small parameters stay whole
+    assert whole["optimizer"] == pytest.approx(2 * whole["parameters"], rel=1e-3)  # Adam's two moments
+    assert whole["averages"] == whole["parameters"]
+    assert split["loss"] == split["constants"] == 0
+
+
+def test_gradients_are_all_that_data_parallelism_sends(plans):
+    report = plans["data"]
+    assert set(report["collectives"]) == {"all-reduce"}
+    assert report["least_sent"] <= report["sent"] <= 1.01 * report["least_sent"]
+    assert report["least_sent"] == 2 * 7 / 8 * report["state"]["parameters"]
+
+
+def test_fsdp_gathers_parameters(plans):
+    assert plans["fsdp"]["collectives"]["all-gather"]["count"] > 0
+    assert plans["fsdp"]["least_collectives"]["reduce-scatter"] > 0
+
+
+def test_the_predicted_time_is_the_longest_of_the_parts_and_the_wait(plans):
+    for report in plans.values():
+        times = report["predicted"]
+        parts = [times[f"{name}_seconds"] for name in ("compute", "memory", "overlapped_network")]
+        assert times["seconds"] == max(parts) + times["waiting_network_seconds"]
+        assert 0 < times["mfu"] < 1
+        assert times["images_per_second"] == pytest.approx(8 / times["seconds"])
+        # The backward pass takes twice the forward's multiply-adds, but needs no gradient of the input.
+        assert 0.9 < times["flops"] / report["model_flops"] <= 1
+        assert report["margin"] == CHIP.memory_bytes - report["needed"]
+        assert report["needed"] == sum(report["memory"].values())
+    json.dumps(plans)
+
+
+def test_an_autoencoder_with_a_discriminator_and_a_sampler_are_planned_too(tmp_path):
+    report = plan_on_cpu(with_mesh(adversarial_config(tmp_path), data=8))
+    assert report["fits"] and report["state"]["loss"] > 0
+    report = plan_on_cpu(latents_config(tmp_path, data=8), plan_verb.sampler_program)
+    assert report["fits"] and "least_sent" not in report and report["predicted"]["flops"] > 0
+
+
+@pytest.mark.parametrize(
+    ("message", "sizes"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (335.31G) "
+            "exceeds available HBM (15.75G).",
+            (335.31, 15.75),
+        ),
+        (
+            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 19.53G "
+            "of 15.75G hbm. Exceeded hbm capacity by 3.78G.",
+            (19.53, 15.75),
+        ),
+        ("Ran out of memory in memory space hbm. Used 512.00M of 0.25G hbm.", (0.5, 0.25)),
+    ],
+)
+def test_an_out_of_memory_error_gives_both_sizes(message, sizes):
+    assert compiled.sizes_of_error(message) == tuple(round(size * 2**30) for size in sizes)
+
+
+def test_another_error_of_the_compiler_is_passed_on():
+    with pytest.raises(ValueError, match="the compiler failed: INTERNAL: no"):
+        compiled.sizes_of_error("INTERNAL: no")
+
+
+class OutOfMemory:
+    """A jitted function whose compilation runs out of a chip's memory."""
+
+    def lower(self, *args):
+        raise jax.errors.JaxRuntimeError("Ran out of memory in memory space hbm. Used 20.00G of 15.75G hbm. Exceeded")
+
+
+def test_what_does_not_fit_comes_with_flags_that_need_less(tmp_path):
+    config = latents_config(tmp_path, data=2)
+    mesh = make_mesh(config.mesh, jax.devices()[:2])
+    program = dataclasses.replace(plan_verb.train_program(config, mesh), function=OutOfMemory())
+    report = plan.plan_program(config, program, CHIP)
+    assert (report["fits"], report["needed"], report["available"]) == (False, 20 * 2**30, 63 * 2**28)
+    assert report["suggestions"] == [
+        "--config.mesh.data=-1 --config.mesh.fsdp=2",
+        "--config.training.accumulation_steps=2",
+        "--config.training.global_batch_size=4",
+    ]
+    report |= {"topology": "v5e:1x2", "chips": 2, "mesh": dict(mesh.shape), "global_batch_size": 8}
+    text = "\n".join(plan_verb.describe(report, 1))
+    assert "needs 20.00 GiB of the 15.75 GiB of a chip: DOES NOT FIT; try" in text
+    for flags in report["suggestions"]:
+        overrides = dict(flag.removeprefix("--config.").split("=") for flag in flags.split())
+        assert all(key.split(".")[0] in ("mesh", "training") for key in overrides)
+
+
+def test_nothing_is_suggested_that_is_already_done(tmp_path):
+    config = dataclasses.replace(latents_config(tmp_path), training=dataclasses.replace(dit_config(tmp_path).training))
+    assert plan.suggest(config, {"data": 1, "fsdp": 8}) == ["a larger slice, or chips with more memory"]
+    config = adversarial_config(tmp_path)  # accumulation would not see the whole batch
+    assert plan.suggest(config, {"data": 1, "fsdp": 2}) == ["--config.training.global_batch_size=4"]
+
+
+def test_a_sweep_tries_a_few_splits_and_recommends_the_fastest_that_fits(tmp_path):
+    assert plan.fsdp_splits(256) == [1, 8, 64, 256]
+    assert plan.fsdp_splits(4) == [1, 4] and plan.fsdp_splits(1) == [1]
+    configs = plan.sweep_meshes(dit_config(tmp_path), 16)
+    assert [(c.mesh.data, c.mesh.fsdp) for c in configs] == [(16, 1), (2, 8), (1, 16)]
+    plans = [
+        {"fits": False, "reason": "no"},
+        {"fits": True, "predicted": {"seconds": 2.0}},
+        {"fits": True, "predicted": {"seconds": 1.0}},
+        {"fits": True, "predicted": {"seconds": 1.0}, "later": True},
+    ]
+    assert plan.recommended(plans) is plans[2]
+    assert plan.recommended(plans[:1]) is None
+
+
+def test_a_sampler_of_an_autoencoder_is_an_error_before_anything_is_compiled(capsys):
+    with pytest.raises(SystemExit):
+        main(["plan", "--config=configs/autoencoder_kl.py:f8", "--topology=v5e:2x2", "--sampler"])
+    assert "--sampler needs a config of stage 'diffusion', not 'autoencoder'" in capsys.readouterr().err
+
+
+def run_plan(*flags, env=()):
+    command = [sys.executable, "-m", "dit_jax", "plan", *TINY, *flags]
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", **dict(env)}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+has_libtpu = importlib.util.find_spec("libtpu") is not None
+needs_libtpu = pytest.mark.skipif(
+    not has_libtpu, reason='libtpu, which compiles for TPUs, is not installed: pip install "dit_jax[tpu]"'
+)
+
+
+@pytest.mark.skipif(has_libtpu, reason="libtpu is installed")
+def test_a_machine_without_libtpu_is_told_how_to_install_it():
+    result = run_plan("--topology=v5e:2x2")
+    assert result.returncode == 2
+    assert 'pip install "dit_jax[tpu]"' in result.stderr and result.stderr.count("\n") == 1
+
+
+@needs_libtpu
+def test_an_unknown_topology_is_one_line_with_examples():
+    for topology in ("v9z:2x2", "v5e:3x3x3", "pod"):
+        result = run_plan(f"--topology={topology}")
+        assert result.returncode == 2
+        *_, line = result.stderr.splitlines()
+        assert line.startswith(f"dit-jax plan: error: --topology={topology} is not a slice") and "v5e:16x16" in line
+
+
+@needs_libtpu
+def test_a_tiny_config_is_planned_for_a_real_topology():
+    result = run_plan("--topology=v5e:2x2", "--json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["fits"] and report["chips"] == 4 and report["mesh"]["data"] == 4
+    assert report["sent"] == pytest.approx(report["least_sent"], rel=0.01)
+
+
+def test_every_kind_of_memory_and_collective_is_printed(plans):
+    report = plans["fsdp"] | {"topology": "v5e:2x4", "chips": 8, "mesh": {"data": 1, "fsdp": 8}, "global_batch_size": 8}
+    text = "\n".join(plan_verb.describe(report, 1))
+    for word in (
+        "fits",
+        "parameters",
+        "optimizer",
+        "averages",
+        "activations",
+        "all-gather",
+        "predicted",
+        "MFU",
+        "FLOPs",
+    ):
+        assert word in text, word
+    assert re.search(r"mesh data 1 x fsdp 8, batch 8", text)
+    assert "predicted" in plan_verb.sweep_line(report)
+    assert plan_verb.recommendation(report["mesh"]) == "recommended: --config.mesh.data=1 --config.mesh.fsdp=8"
+
+
+def test_bytes_per_device_are_those_of_a_shard(plans):
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
+    assert compiled.bytes_per_device({"a": jax.ShapeDtypeStruct((8, 3), jnp.bfloat16, sharding=sharding)}) == 2 * 3 * 2
