@@ -83,11 +83,14 @@ def test_a_process_that_asks_for_it_is_started_again(shell):
 def test_an_interrupt_ends_all_processes(shell):
     dit_jax(shell, 'trap "echo ended; exit 143" TERM; echo ready; while true; do sleep 0.1; done')
     process = shell.start("local.sh", "c.py", "w", "--processes=2")
-    ready = 0
-    while ready < 2:
-        ready += "ready" in process.stdout.readline()
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    try:
+        ready = 0
+        while ready < 2:
+            ready += "ready" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 143
     assert sorted(output.split("\n"))[-2:] == ["[0] ended", "[1] ended"]
 

@@ -1,5 +1,7 @@
 """launch/tpu_pod.sh through create, run, preempt, resume and delete, with a gcloud that only pretends."""
 
+import tempfile
+
 import pytest
 
 ARGUMENTS = ["configs/dit_imagenet.py:XL/2", "gs://bucket/runs/xl2", "--name=pod", "--zone=us-east5-b"]
@@ -104,7 +106,7 @@ def test_a_dry_run_for_64_workers_prints_every_command_and_calls_none(gcloud, sl
     lines = output.splitlines()
     assert [line.split(" pod")[0].split()[-1] for line in lines[1:]] == [
         "create",
-        "/tmp/dit_jax.tar.gz",
+        f"{tempfile.gettempdir()}/dit_jax.tar.gz",
         "ssh",
         "ssh",
         "ssh",
