@@ -104,26 +104,21 @@ def plan_of(config: Config, devices: list, sampler: bool) -> dict:
 def train_program(config: Config, mesh: "Mesh") -> "Program":
     """Returns the step that `dit-jax train` runs, with its arguments' shapes and shardings."""
     from dit_jax.models.autoencoder import FROZEN_WITH_ENCODER
-    from dit_jax.models.averages import average_decays
     from dit_jax.planning.plan import Program
     from dit_jax.training.autoencoder_step import make_autoencoder_gradients, make_observe
     from dit_jax.training.diffusion_step import make_diffusion_loss
-    from dit_jax.training.optimizer import make_optimizer
+    from dit_jax.training.loop import build_update
     from dit_jax.training.state import abstract_state
-    from dit_jax.training.step import gradients_of, jit_train_step, make_train_step
+    from dit_jax.training.step import gradients_of, jit_train_step
 
     if config.latents is not None and config.latents.scale is None:  # a run reads it from its cache
         config = dataclasses.replace(config, latents=dataclasses.replace(config.latents, scale=1.0))
-    training = config.training
-    frozen = FROZEN_WITH_ENCODER if config.autoencoder and config.autoencoder.frozen_encoder else ()
-    optimizer = make_optimizer(config.optimizer, training.num_train_steps, frozen)
     if config.stage == "autoencoder":
         gradient_fn, observe = make_autoencoder_gradients(config), make_observe(config)
     else:
-        gradient_fn, observe = gradients_of(make_diffusion_loss(config), training.accumulation_steps), None
-    train_step = make_train_step(
-        gradient_fn, optimizer, training.ema_decay, config.seed, average_decays(training), observe
-    )
+        gradient_fn, observe = gradients_of(make_diffusion_loss(config), config.training.accumulation_steps), None
+    optimizer, train_step = build_update(config, gradient_fn, observe)
+    frozen = FROZEN_WITH_ENCODER if config.autoencoder and config.autoencoder.frozen_encoder else ()
     state, constants = abstract_state(config, optimizer, mesh), abstract_constants(config, mesh)
     parts = {
         "parameters": state.params,
@@ -153,7 +148,9 @@ def sampler_program(config: Config, mesh: "Mesh") -> "Program":
     draw, batch_size = make_draw(config, config.sampling, mesh)
     shapes = abstract_params(config)
     params = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, tree_shardings(shapes, mesh)
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        shapes,
+        tree_shardings(shapes, mesh, config.mesh.rules),
     )
     codec = abstract_codec(config, mesh)
     rows = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=batch_sharding(mesh))

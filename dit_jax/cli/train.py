@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     wait_for_all("workdir")
     if not workdir.is_dir():
         raise ValueError(f"--workdir={workdir} must be on a disk that all hosts share; this one does not see it")
-    check_starting_weights(config)
+    check_starting_weights(config, workdir)
     config = resolve_images(config) if reads_images(config) else resolve_latents(config)
     check_same_run(workdir, config)
     if config.latents is not None:
@@ -89,14 +89,21 @@ def check_same_run(workdir: pathlib.Path, config: Config) -> None:
         )
 
 
-def check_starting_weights(config: Config) -> None:
-    """Raises ValueError where the weights that a new run starts with are not there, or of another network."""
-    from dit_jax.checkpoint import find_checkpoint
+def check_starting_weights(config: Config, workdir: pathlib.Path) -> None:
+    """Raises ValueError where the weights that a new run starts with are not there, or of another network.
+
+    A run with a checkpoint no longer needs them.
+    """
+    from dit_jax.checkpoint import CHECKPOINTS, Checkpoints, find_checkpoint
     from dit_jax.models.build import abstract_params
     from dit_jax.pretrained.name_map import flatten
 
     if config.training.init_from is None:
         return
+    if (workdir / CHECKPOINTS).is_dir():
+        with Checkpoints(workdir) as checkpoints:
+            if checkpoints.all_steps():
+                return
     name = f"config.training.init_from={config.training.init_from!r}"
     _, other = find_checkpoint(config.training.init_from)
     if config.stage != other.stage:
@@ -334,5 +341,4 @@ def initial_params(config: Config):
     source = config.training.init_from
     if source is None:
         return None
-    step, _ = find_checkpoint(source)
-    return lambda abstract: restore_eval_params(source, step, abstract)
+    return lambda abstract: restore_eval_params(source, find_checkpoint(source)[0], abstract)

@@ -9,7 +9,7 @@ from functools import cached_property
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from dit_jax.checkpoint import SNAPSHOTS, Checkpoints, find_checkpoint, restore_eval_params
 from dit_jax.config import Config, MeshConfig, SamplingConfig
@@ -17,7 +17,7 @@ from dit_jax.evaluation.generate import make_generator, override_sampling
 from dit_jax.models.autoencoder import Codec
 from dit_jax.models.averages import average_decays, length_name, reconstruction_weights
 from dit_jax.models.build import abstract_params, build_autoencoder, build_dit
-from dit_jax.parallel.mesh import make_mesh
+from dit_jax.parallel.mesh import make_mesh, replicated
 from dit_jax.types import Array, Params
 
 AUTOENCODER_DIR = "autoencoder"  # inside a diffusion workdir or a latent cache: the autoencoder of its latents
@@ -151,9 +151,8 @@ def _load_params(
     workdir, step: int | None, mesh: Mesh, average: str | None = None, ema_length: float | None = None
 ) -> tuple[Config, Params, int]:
     step, config = find_checkpoint(workdir, step)
-    replicated = NamedSharding(mesh, PartitionSpec())
     abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), abstract_params(config)
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), abstract_params(config)
     )
     if ema_length is not None:
         return config, _reconstruct(workdir, config, step, abstract, ema_length), step

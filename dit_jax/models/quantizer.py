@@ -1,7 +1,6 @@
 """Vector quantization (VQ-VAE, arXiv:1711.00937, section 3): a latent vector becomes the nearest code of a codebook.
 
-n codes of c channels. How much of the codebook is in use is told by two figures: the share of codes that occur at
-all, and the perplexity exp(-sum p log p) of their frequencies p, between 1 and n.
+n codes of c channels.
 """
 
 import flax.linen as nn
@@ -50,12 +49,6 @@ def straight_through(latents: Array, codes: Array) -> Array:
 def code_counts(indices: Array, num_codes: int) -> Array:
     """Returns how often each code occurs, [n] float32, over all of `indices`."""
     return jnp.zeros(num_codes).at[indices.reshape(-1)].add(1.0)
-
-
-def perplexity(counts: Array) -> Array:
-    """Returns the perplexity of the frequencies that counts [n] give."""
-    frequencies = counts / jnp.maximum(counts.sum(), 1.0)
-    return jnp.exp(-jnp.sum(frequencies * jnp.log(jnp.maximum(frequencies, 1e-20))))
 
 
 def init_code_statistics(codebook: CodebookConfig, embedding: Array) -> Params:

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from dit_jax.config import AutoencoderConfig, Config
+from dit_jax.metrics.codebook import code_use
 from dit_jax.metrics.reconstruction import psnr
 from dit_jax.models.autoencoder import Reconstruction, split_moments
 from dit_jax.models.build import build_autoencoder
-from dit_jax.models.quantizer import code_counts, observe_codes, perplexity
+from dit_jax.models.quantizer import code_counts, observe_codes
 from dit_jax.nn.resnet import conv
 from dit_jax.perceptual.autoencoder_losses import codebook_loss, kl_to_standard_normal, likelihood_terms
 from dit_jax.perceptual.lpips import lpips
@@ -78,8 +79,7 @@ def make_autoencoder_gradients(config: Config) -> Callable[[TrainState, Batch, P
             metrics |= judged_metrics | {"loss": metrics["loss"] + judged_metrics["generator"]}
         if settings.codebook:
             observed["codebook"] = (output.moments, output.indices, restart_key)
-            counts = code_counts(output.indices, settings.codebook.num_codes)
-            metrics |= {"perplexity": perplexity(counts), "codes_used": jnp.mean(counts > 0)}
+            metrics |= code_use(code_counts(output.indices, settings.codebook.num_codes))
         (gradients,) = pull_back((cotangent, jnp.ones(())))
         return Gradients(gradients, metrics, loss_gradients if loss_state else None, observed or None)
 

@@ -15,9 +15,9 @@ import optax
 
 from dit_jax.checkpoint import SNAPSHOTS, Checkpoints, write_config
 from dit_jax.config import Config, undivided_activations
+from dit_jax.metrics.held_out import means
 from dit_jax.models.autoencoder import FROZEN_WITH_ENCODER
 from dit_jax.models.averages import average_decays, length_name
-from dit_jax.models.quantizer import perplexity
 from dit_jax.parallel.mesh import check_batch_size, prefetch, to_host, traced_on
 from dit_jax.training.optimizer import make_optimizer
 from dit_jax.training.reporting import Reporter
@@ -49,8 +49,7 @@ def train(config: Config, workdir: str, task: Task, mesh: jax.sharding.Mesh) -> 
     """Trains to the config's last step, from the newest checkpoint of `workdir` if there is one; returns the state."""
     training = config.training
     check_batch_size(training.global_batch_size, mesh, "config.training.global_batch_size")
-    frozen = FROZEN_WITH_ENCODER if config.autoencoder and config.autoencoder.frozen_encoder else ()
-    optimizer = make_optimizer(config.optimizer, training.num_train_steps, frozen)
+    optimizer, train_step = build_update(config, task.gradient_fn, task.observe)
     abstract = abstract_state(config, optimizer, mesh)
     with Checkpoints(workdir, training.max_checkpoints) as checkpoints, open_snapshots(workdir, config) as snapshots:
         steps = checkpoints.all_steps()
@@ -67,15 +66,23 @@ def train(config: Config, workdir: str, task: Task, mesh: jax.sharding.Mesh) -> 
             else:
                 params = task.initial_params(abstract.params) if task.initial_params else None
                 state = create_state(config, optimizer, mesh, params)
-            return _run(config, task, mesh, optimizer, state, start_step, checkpoints, snapshots, reporter)
+            return _run(config, task, mesh, train_step, state, start_step, checkpoints, snapshots, reporter)
 
 
-def _run(config, task, mesh, optimizer, state, start_step, checkpoints, snapshots, reporter) -> TrainState:
+def build_update(
+    config: Config, gradient_fn: GradientFn, observe: ObserveFn | None
+) -> tuple[optax.GradientTransformation, Callable]:
+    """Returns a config's optimizer and its update, not yet jitted (`training.step`)."""
+    training = config.training
+    frozen = FROZEN_WITH_ENCODER if config.autoencoder and config.autoencoder.frozen_encoder else ()
+    optimizer = make_optimizer(config.optimizer, training.num_train_steps, frozen)
+    decays = average_decays(training)
+    return optimizer, make_train_step(gradient_fn, optimizer, training.ema_decay, config.seed, decays, observe)
+
+
+def _run(config, task, mesh, train_step, state, start_step, checkpoints, snapshots, reporter) -> TrainState:
     training = config.training
     last_step, batch_size = training.num_train_steps, training.global_batch_size
-    train_step = make_train_step(
-        task.gradient_fn, optimizer, training.ema_decay, config.seed, average_decays(training), task.observe
-    )
     step_fn = jit_train_step(train_step, state)
     eval_step = jax.jit(traced_on(mesh, make_eval_step(task.eval_fn)))
     batches = prefetch(task.train_batches(start_step), mesh, batch_size)
@@ -141,14 +148,8 @@ def restore_state(
 def evaluate(
     eval_step: Callable, params: Params, batches: Iterator[Batch], constants: Constants = None
 ) -> dict[str, float]:
-    """Returns the means over all real examples of `batches`; of `codes`, the share that occurs and the perplexity."""
-    sums = [eval_step(params, batch, constants) for batch in batches]
-    totals = jax.tree.map(lambda *values: np.sum([to_host(value) for value in values], axis=0), *sums)
-    count, codes = totals.pop("count"), totals.pop("codes", None)
-    values = {name: float(total / count) for name, total in totals.items()}
-    if codes is not None:
-        values |= {"codes_used": float(np.mean(codes > 0)), "perplexity": float(perplexity(codes))}
-    return values
+    """Returns the means over all real examples of `batches` (`metrics.held_out.means`)."""
+    return means(jax.tree.map(to_host, [eval_step(params, batch, constants) for batch in batches]))[0]
 
 
 class MetricsWindow:

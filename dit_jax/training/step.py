@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dit_jax.metrics.held_out import masked_sums
 from dit_jax.models.averages import DecayFn, update_averages
 from dit_jax.parallel.mesh import traced_on
 from dit_jax.training.state import LossState, TrainState
@@ -129,12 +130,6 @@ def make_eval_step(
     """
 
     def eval_step(params: Params, batch: Batch, constants: Constants = None) -> dict[str, Array]:
-        mask = batch["mask"]
-
-        def masked_sum(term: Array) -> Array:
-            return jnp.sum(jnp.where(mask.reshape(-1, *[1] * (term.ndim - 1)) > 0, term, 0.0), axis=0)
-
-        sums = {name: masked_sum(term) for name, term in loss_fn(params, batch, constants).items()}
-        return sums | {"count": mask.sum()}
+        return masked_sums(loss_fn(params, batch, constants), batch["mask"])
 
     return eval_step

@@ -12,8 +12,9 @@ from dit_jax.config import config_from_dict, config_to_dict
 from dit_jax.data.pipeline import image_transform
 from dit_jax.data.sources import open_source
 from dit_jax.evaluation.loaded import load
+from dit_jax.metrics.codebook import code_use
 from dit_jax.metrics.reconstruction import psnr, ssim
-from dit_jax.models.quantizer import nearest_codes, perplexity
+from dit_jax.models.quantizer import nearest_codes
 from dit_jax.perceptual.lpips import lpips
 from dit_jax.pretrained.name_map import flatten
 from tests.cli.test_main import fail, write_config
@@ -53,7 +54,7 @@ def test_figures_are_those_of_every_held_out_image_alone(root, capsys):
         "ssim": ssim(images, reconstructions).mean(),
         "lpips": lpips(random_lpips(), images, reconstructions).mean(),
         "codes_used": (counts > 0).mean(),
-        "perplexity": perplexity(counts),
+        "perplexity": code_use(counts)["perplexity"],
     }
     assert results["num_images"] == len(images) == 6 and results["left_out"] == {}
     for name, value in expected.items():
@@ -80,21 +81,20 @@ def test_lpips_without_weights_fails_at_start_with_the_command_that_fetches_them
 
 
 def test_decoder_fine_tuning_starts_from_a_workdir_and_keeps_its_latents(root, capsys, tmp_path):
-    start = f"--config.training.init_from={root / 'vq'}"
-    main(
-        [
-            "train",
-            f"--config={root / 'vq.py'}",
-            f"--workdir={tmp_path / 'tuned'}",
-            start,
-            "--config.autoencoder.frozen_encoder=True",
-            "--config.training.num_train_steps=2",
-        ]
-    )
+    source = tmp_path / "source"
+    source.symlink_to(root / "vq")
+    start = f"--config.training.init_from={source}"
+    command = ["train", f"--config={root / 'vq.py'}", f"--workdir={tmp_path / 'tuned'}", start]
+    command += ["--config.autoencoder.frozen_encoder=True", "--config.training.num_train_steps=2"]
+    main(command)
     before, after = (load(path).params for path in (root / "vq", tmp_path / "tuned"))
     for name in before:
         equal = jax.tree.leaves(jax.tree.map(np.array_equal, before[name], after[name]))
         assert all(equal) if name in ("encoder", "quant_conv", "quantize") else not all(equal)
+    source.rename(tmp_path / "gone")
+    main(command)  # a run that has begun does not need what it began with
+    assert "gone" not in fail(capsys, "train", f"--config={root / 'vq.py'}", f"--workdir={tmp_path / 'new'}", start)
+    (tmp_path / "gone").rename(source)
     kl = write_config(tmp_path / "kl.py", autoencoder_config(root / "images"))
     error = fail(capsys, "train", f"--config={kl}", f"--workdir={tmp_path / 'run'}", start)
     assert "must be of this config's network, but its encoder/conv_out/bias is (2,), not (4,)" in error

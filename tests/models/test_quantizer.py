@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from dit_jax.config import CodebookConfig
+from dit_jax.metrics.codebook import code_use
 from dit_jax.models.quantizer import (
     Codebook,
     code_counts,
     init_code_statistics,
     nearest_codes,
     observe_codes,
-    perplexity,
     straight_through,
 )
 
@@ -43,8 +43,10 @@ def test_the_gradient_passes_straight_through_to_the_latents():
 def test_perplexity_is_the_number_of_codes_in_equal_use():
     counts = code_counts(jnp.array([[0, 3], [3, 0]]), 8)
     np.testing.assert_array_equal(counts, [2, 0, 0, 2, 0, 0, 0, 0])
-    assert float(perplexity(counts)) == pytest.approx(2.0)
-    assert float(perplexity(jnp.ones(8))) == pytest.approx(8.0)
+    assert {name: float(x) for name, x in code_use(counts).items()} == pytest.approx(
+        {"codes_used": 0.25, "perplexity": 2}
+    )
+    assert float(code_use(jnp.ones(8))["perplexity"]) == pytest.approx(8.0)
 
 
 def test_moving_means_tend_to_the_means_of_what_the_codes_stand_for():
