@@ -212,6 +212,15 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ComputeConfig:
+    """How a network is computed; none of it changes what it computes beyond the last bits."""
+
+    # Folder of compiled programs, so that a run which is started again compiles nothing; None: none is kept. Hosts that
+    # train together should share it: process 0 alone writes. JAX_COMPILATION_CACHE_DIR, where it is set, goes before.
+    compilation_cache: str | None = "~/.cache/dit_jax/compilations"
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """One run."""
 
@@ -225,6 +234,7 @@ class Config:
     sampling: SamplingConfig | None = field(None, fixed=False)  # stage "diffusion"
     optimizer: OptimizerConfig = field(factory=OptimizerConfig)
     mesh: MeshConfig = field(factory=MeshConfig, fixed=False)
+    compute: ComputeConfig = field(factory=ComputeConfig, fixed=False)
     seed: int = 0
 
     @property

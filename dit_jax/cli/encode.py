@@ -56,8 +56,10 @@ def run(args: argparse.Namespace) -> None:
     from dit_jax.data.latent_cache import LatentCacheWriter
     from dit_jax.data.sources import prepare
     from dit_jax.evaluation.loaded import AUTOENCODER_DIR, load_codec
+    from dit_jax.parallel.compilation_cache import use_compilation_cache
     from dit_jax.parallel.mesh import batch_shards, make_mesh
 
+    use_compilation_cache(config.compute.compilation_cache)
     step, autoencoder_config = find_checkpoint(args.autoencoder)
     check_autoencoder(config, autoencoder_config, args.autoencoder)
     print(prepare(config.data), file=sys.stderr if args.json else sys.stdout, flush=True)

@@ -53,9 +53,11 @@ def run(args: argparse.Namespace) -> None:
     from dit_jax.evaluation.loaded import load
     from dit_jax.evaluation.pictures import make_reconstructor, reconstruction_grid
     from dit_jax.evaluation.reconstruction import measure_reconstructions
+    from dit_jax.parallel.compilation_cache import use_compilation_cache
     from dit_jax.parallel.mesh import batch_shards, local_rows, make_mesh, prefetch
     from dit_jax.perceptual.lpips import load_lpips
 
+    use_compilation_cache(config.compute.compilation_cache)
     lpips_params = load_lpips(lpips_path) if "lpips" in metrics else None
     output = pathlib.Path(args.output or pathlib.Path(args.workdir) / "evaluation")
     output.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ import importlib
 import logging
 import os
 import sys
+import time
 import traceback
 
 VERBS = ("train", "encode", "sample", "evaluate", "convert", "plan", "info", "report")
@@ -16,6 +17,7 @@ CONFIG_FLAG = "--config."
 
 def main(argv: list[str] | None = None) -> None:
     """Runs one verb; exits with 0, or with 2 and one line on standard error for a mistake that a person can mend."""
+    started = time.monotonic()
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(
         prog="dit-jax", description="Latent diffusion transformers in JAX: train, sample, evaluate.", allow_abbrev=False
@@ -31,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     foreign = [key for key, _ in overrides if not key.startswith(getattr(args, "overridable", "nothing"))]
     if foreign:
         parser.error(f"{args.verb} takes no {CONFIG_FLAG}{foreign[0]}=VALUE: a workdir has its own config")
-    args.overrides = overrides
+    args.overrides, args.started = overrides, started
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow only writes files here
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:

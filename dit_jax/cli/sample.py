@@ -54,7 +54,9 @@ def run(args: argparse.Namespace) -> None:
 
     from dit_jax.evaluation.loaded import load
     from dit_jax.evaluation.pictures import MAX_STRIPS, denoising_strips, sample_grid
+    from dit_jax.parallel.compilation_cache import use_compilation_cache
 
+    use_compilation_cache(config.compute.compilation_cache)
     labels = np.resize(np.array(classes, np.int32), args.num_samples)
     model = dataclasses.replace(load(args.workdir, average=args.average, ema_length=args.ema_length), config=config)
     images = model.sample(labels, progress=True, **settings)

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import os
 import pathlib
 import re
@@ -30,8 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Checks everything that needs no device, then trains."""
     config = load_config(args.config, args.overrides)
+    from dit_jax.parallel.compilation_cache import use_compilation_cache
     from dit_jax.parallel.distributed import is_first, start_processes, wait_for_all
 
+    use_compilation_cache(config.compute.compilation_cache)
     start_processes()
     workdir = pathlib.Path(args.workdir)
     if is_first():
@@ -53,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
 
     mesh = make_mesh(config.mesh)
     check_batch_size(config.training.global_batch_size, mesh, "config.training.global_batch_size")
-    train(config, workdir, task_of(config, mesh, workdir), mesh)
+    train(config, workdir, task_of(config, mesh, workdir), mesh, args.started)
 
 
 def open_workdir(name: str) -> None:
@@ -270,8 +273,14 @@ def diffusion_task(config: Config, mesh: "Mesh", workdir: pathlib.Path) -> "Task
     from dit_jax.training.diffusion_step import make_diffusion_eval, make_diffusion_loss
     from dit_jax.training.step import gradients_of
 
-    codec = None if config.latents is None else load_codec(workdir / AUTOENCODER_DIR, config.latents.scale, mesh)
-    generate = make_generator(config, config.sampling, codec, mesh)
+    @functools.cache
+    def codec():
+        return None if config.latents is None else load_codec(workdir / AUTOENCODER_DIR, config.latents.scale, mesh)
+
+    @functools.cache
+    def generator():  # made for the first picture: the first step need not wait for what decodes it
+        return make_generator(config, config.sampling, codec(), mesh)
+
     labels = balanced_labels(NUM_PICTURES, config.data.num_classes)
     loss_fn = make_diffusion_loss(config)
     if reads_images(config):
@@ -284,8 +293,10 @@ def diffusion_task(config: Config, mesh: "Mesh", workdir: pathlib.Path) -> "Task
         open_sources(config),
         *transforms,
         losses=(gradients_of(loss_fn, config.training.accumulation_steps), make_diffusion_eval(config)),
-        draw=lambda params: {"samples": sample_grid(generate(params, labels, PICTURE_SEED), config.data.num_classes)},
-        constants=codec if reads_images(config) else None,
+        draw=lambda params: {
+            "samples": sample_grid(generator()(params, labels, PICTURE_SEED), config.data.num_classes)
+        },
+        constants=codec() if reads_images(config) else None,
     )
 
 

@@ -7,7 +7,7 @@ step late, so that the host never waits for the device between logs.
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import jax
 import numpy as np
@@ -45,9 +45,14 @@ class Task:
     initial_params: Callable[[Params], Params] | None = None
 
 
-def train(config: Config, workdir: str, task: Task, mesh: jax.sharding.Mesh) -> TrainState:
-    """Trains to the config's last step, from the newest checkpoint of `workdir` if there is one; returns the state."""
-    training = config.training
+def train(
+    config: Config, workdir: str, task: Task, mesh: jax.sharding.Mesh, started: float | None = None
+) -> TrainState:
+    """Trains to the config's last step, from the newest checkpoint of `workdir` if there is one; returns the state.
+
+    started: `time.monotonic()` at the start of the program, to tell how long the first step took from there; None: now.
+    """
+    training, started = config.training, time.monotonic() if started is None else started
     check_batch_size(training.global_batch_size, mesh, "config.training.global_batch_size")
     optimizer, train_step = build_update(config, task.gradient_fn, task.observe)
     abstract = abstract_state(config, optimizer, mesh)
@@ -66,7 +71,7 @@ def train(config: Config, workdir: str, task: Task, mesh: jax.sharding.Mesh) -> 
             else:
                 params = task.initial_params(abstract.params) if task.initial_params else None
                 state = create_state(config, optimizer, mesh, params)
-            return _run(config, task, mesh, train_step, state, start_step, checkpoints, snapshots, reporter)
+            return _run(config, task, mesh, train_step, state, start_step, checkpoints, snapshots, reporter, started)
 
 
 def build_update(
@@ -80,22 +85,26 @@ def build_update(
     return optimizer, make_train_step(gradient_fn, optimizer, training.ema_decay, config.seed, decays, observe)
 
 
-def _run(config, task, mesh, train_step, state, start_step, checkpoints, snapshots, reporter) -> TrainState:
+def _run(config, task, mesh, train_step, state, start_step, checkpoints, snapshots, reporter, started) -> TrainState:
     training = config.training
     last_step, batch_size = training.num_train_steps, training.global_batch_size
     step_fn = jit_train_step(train_step, state)
     eval_step = jax.jit(traced_on(mesh, make_eval_step(task.eval_fn)))
     batches = prefetch(task.train_batches(start_step), mesh, batch_size)
-    window = MetricsWindow(start_step)
-    for step, batch in zip(range(start_step + 1, last_step + 1), batches, strict=False):
-        state, metrics = step_fn(state, batch, task.constants)
+    window, first = MetricsWindow(start_step), FirstStep(start_step + 1, started, reporter)
+    for step in range(start_step + 1, last_step + 1):
+        with window.waiting_for_data():
+            batch = next(batches)
+        with first.compiling():
+            state, metrics = step_fn(state, batch, task.constants)
         window.add(metrics)
         is_last = step == last_step
         if (step - 1) % training.log_every_steps == 0:  # one step late: the device works on this step meanwhile
             _log_window(window.fetch(keep=1), training.log_every_steps, reporter)
         if is_last:
             _log_window(window.fetch(keep=0), training.log_every_steps, reporter)
-        reporter.progress(window.finished_step(), window.last_loss)
+        first.report(finished := window.finished_step())
+        reporter.progress(finished, window.last_loss)
         if step % training.eval_every_steps == 0 or is_last:
             eval_batches = prefetch(task.eval_batches(), mesh, batch_size)
             values = evaluate(eval_step, state.eval_params, eval_batches, task.constants)
@@ -152,8 +161,38 @@ def evaluate(
     return means(jax.tree.map(to_host, [eval_step(params, batch, constants) for batch in batches]))[0]
 
 
+class FirstStep:
+    """Tells how long a start of a run took to its first step, and how much of it that step's compilation."""
+
+    def __init__(self, step: int, started: float, reporter: Reporter):
+        self._step, self._started, self._reporter = step, started, reporter
+        self._compile_seconds: float | None = None
+        self._reported = False
+
+    @contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Times the first call within: it returns when the step is traced and compiled, and only then runs."""
+        start = time.monotonic()
+        yield
+        if self._compile_seconds is None:
+            self._compile_seconds = time.monotonic() - start
+
+    def report(self, finished: int) -> None:
+        """Logs it, once, as soon as a step at or after the first is known to be finished."""
+        if self._reported or finished < self._step:
+            return
+        self._reported = True
+        self._reporter.log(
+            f"first step after {time.monotonic() - self._started:.1f} s, "
+            f"{self._compile_seconds:.1f} s of them compiling it"
+        )
+
+
 class MetricsWindow:
-    """Metrics on the device since the last log; `fetch` brings their means to the host."""
+    """Metrics on the device since the last log; `fetch` brings their means to the host.
+
+    With them come `steps_per_second`, and `data_wait`, the share of the time in which the loop waited for a batch.
+    """
 
     def __init__(self, start_step: int):
         self._step = start_step  # of the last fetched metrics
@@ -163,8 +202,15 @@ class MetricsWindow:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Leaves out of the next rate what was not training."""
-        self._start, self._counted = time.monotonic(), 0
+        """Leaves out of the next rates what was not training."""
+        self._start, self._counted, self._waited = time.monotonic(), 0, 0.0
+
+    @contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """Counts the time within as waiting for data."""
+        start = time.monotonic()
+        yield
+        self._waited += time.monotonic() - start
 
     def add(self, metrics: dict[str, Array]) -> None:
         """Takes the metrics of the next step."""
@@ -187,7 +233,8 @@ class MetricsWindow:
         self._step += len(ready)
         values = jax.tree.map(lambda *series: float(np.mean(series)), *jax.device_get(ready))
         self.last_loss = values["loss"]
-        values["steps_per_second"] = self._counted / max(time.monotonic() - self._start, 1e-9)
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        values |= {"steps_per_second": self._counted / seconds, "data_wait": self._waited / seconds}
         self.restart_clock()
         return self._step, values
 

@@ -1,5 +1,7 @@
 """What a training step carries from one step to the next, and how it is made on a mesh."""
 
+import functools
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -83,7 +85,7 @@ def init_loss_state(config: Config, optimizer: optax.GradientTransformation, par
 
 def abstract_state(config: Config, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh) -> TrainState:
     """Returns the state's shapes, dtypes and shardings, without memory."""
-    shapes = jax.eval_shape(lambda: init_state(config, optimizer, jax.random.key(config.seed)))
+    shapes = jax.eval_shape(_jit_init(config, optimizer), jax.eval_shape(jax.random.key, 0))
     shardings = tree_shardings(shapes, mesh, config.mesh.rules)
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
@@ -98,5 +100,10 @@ def create_state(
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(config, optimizer, mesh))
     if params is not None:
         return jax.jit(lambda params: state_of(config, optimizer, params), out_shardings=shardings)(params)
-    init = jax.jit(lambda key: init_state(config, optimizer, key), out_shardings=shardings)
-    return init(jax.random.key(config.seed))
+    return jax.jit(_jit_init(config, optimizer), out_shardings=shardings)(jax.random.key(config.seed))
+
+
+@functools.lru_cache(maxsize=1)
+def _jit_init(config: Config, optimizer: optax.GradientTransformation):
+    """Returns the jitted `key -> initial state`, whose trace JAX keeps: shapes and values take one, not three."""
+    return jax.jit(functools.partial(init_state, config, optimizer))

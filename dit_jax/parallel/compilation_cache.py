@@ -1,0 +1,36 @@
+"""Compiled programs that outlive the process: JAX's persistent compilation cache, as the config asks for it."""
+
+import os
+import pathlib
+import sys
+import tempfile
+
+import jax
+
+DIRECTORY, MIN_SECONDS = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+
+
+def use_compilation_cache(directory: str | None) -> None:
+    """Makes JAX keep what it compiles in a folder (None: nowhere), unless the environment names another.
+
+    To be called before anything is compiled. A folder that cannot be written costs a line, and never the run.
+    """
+    if DIRECTORY.upper() in os.environ:
+        return
+    if MIN_SECONDS.upper() not in os.environ:
+        jax.config.update(MIN_SECONDS, 0.0)  # hundreds of small programs run before the first step, too: keep all
+    if directory is not None:
+        directory = pathlib.Path(directory).expanduser()
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=directory):
+                pass
+        except OSError as error:
+            print(
+                f"config.compute.compilation_cache={directory} cannot be written ({error.strerror}): "
+                "everything is compiled anew at each start",
+                file=sys.stderr,
+                flush=True,
+            )
+            directory = None
+    jax.config.update(DIRECTORY, directory and str(directory))
