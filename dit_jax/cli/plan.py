@@ -11,7 +11,7 @@ import pathlib
 import typing
 
 from dit_jax.cli.main import add_config_argument
-from dit_jax.config import Config, load_config
+from dit_jax.config import Config, check_platform, load_config
 
 if typing.TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> None:
     from dit_jax.planning.plan import recommended
 
     devices = topology_devices(args.topology)
+    check_platform(config, devices[0].platform)
     chip = chip_of(devices[0].device_kind)
     report = {"topology": args.topology, "devices": len(devices), "chips": len(devices) // chip.devices}
     if args.sweep:
