@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
 
     from dit_jax.parallel.chips import chip_of
     from dit_jax.planning.compiled import topology_devices
-    from dit_jax.planning.plan import recommended
+    from dit_jax.planning.plan import recommended, remat_policies
 
     devices = topology_devices(args.topology)
     check_platform(config, devices[0].platform)
@@ -55,10 +55,16 @@ def run(args: argparse.Namespace) -> None:
     if args.sweep:
         plans = []
         for candidate in candidates(config, devices):
-            plans.append(plan_or_reason(candidate, devices, args.sampler))
-            if not args.json:
-                print(sweep_line(plans[-1]), flush=True)
-        report |= {"plans": plans, "recommended": (best := recommended(plans)) and best["mesh"]}
+            for policy in remat_policies(candidate):
+                compute = dataclasses.replace(candidate.compute, remat=policy)
+                plan = plan_or_reason(dataclasses.replace(candidate, compute=compute), devices, args.sampler)
+                plans.append(plan)
+                if not args.json:
+                    print(sweep_line(plan), flush=True)
+                if plan["fits"] or "reason" in plan:  # computing again what fits would only take time
+                    break
+        best = recommended(plans)
+        report |= {"plans": plans, "recommended": best and {name: best[name] for name in ("mesh", "remat")}}
         if not args.json:
             print(recommendation(report["recommended"]))
     else:
@@ -83,8 +89,7 @@ def plan_or_reason(config: Config, devices: list, sampler: bool) -> dict:
     try:
         return plan_of(config, devices, sampler)
     except ValueError as error:
-        mesh = {"data": config.mesh.data, "fsdp": config.mesh.fsdp}
-        return {"mesh": mesh, "fits": False, "reason": str(error)}
+        return {"mesh": config.mesh.axes, "remat": config.compute.remat, "fits": False, "reason": str(error)}
 
 
 def plan_of(config: Config, devices: list, sampler: bool) -> dict:
@@ -95,7 +100,8 @@ def plan_of(config: Config, devices: list, sampler: bool) -> dict:
 
     mesh, chip = make_mesh(config.mesh, devices), chip_of(devices[0].device_kind).per_device()
     check_batch_size(config.training.global_batch_size, mesh, "config.training.global_batch_size")
-    plan = {"mesh": dict(mesh.shape), "global_batch_size": config.training.global_batch_size}
+    plan = {"mesh": dict(mesh.shape), "remat": config.compute.remat}
+    plan["global_batch_size"] = config.training.global_batch_size
     plan |= plan_program(config, train_program(config, mesh), chip)
     if sampler:
         plan["sampler"] = plan_program(config, sampler_program(config, mesh), chip)
@@ -266,7 +272,7 @@ def least_of(plan: dict) -> str:
 
 def sweep_line(plan: dict) -> str:
     """Returns the line that tells a plan among others."""
-    mesh = ", ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
+    mesh = ", ".join(f"{axis} {size}" for axis, size in plan["mesh"].items()) + f", remat {plan['remat']}"
     if "reason" in plan:
         return f"{mesh}: not possible: {plan['reason']}"
     if not plan["fits"]:
@@ -278,11 +284,13 @@ def sweep_line(plan: dict) -> str:
     )
 
 
-def recommendation(mesh: dict | None) -> str:
+def recommendation(best: dict | None) -> str:
     """Returns the line that ends a sweep."""
-    if mesh is None:
+    if best is None:
         return "none fits; plan one of them without --sweep to see what to change"
-    return "recommended: " + " ".join(f"--config.mesh.{axis}={size}" for axis, size in mesh.items())
+    axes = {axis: size for axis, size in best["mesh"].items() if size > 1 or axis in ("data", "fsdp")}
+    flags = [f"--config.mesh.{axis}={size}" for axis, size in axes.items()]
+    return " ".join(["recommended:", *flags, f"--config.compute.remat={best['remat']}"])
 
 
 def memory(size: float) -> str:

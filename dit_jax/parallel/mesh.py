@@ -88,7 +88,11 @@ def check_batch_size(batch_size: int, mesh: Mesh, key: str) -> None:
     shards = batch_shards(mesh)
     if batch_size % shards:
         near = round_to_multiple(batch_size, shards)
-        raise ValueError(f"{key}={batch_size} must be divisible by the {shards} devices that split it; try {near}")
+        sharing = mesh.shape["sequence"] * shards // math.gcd(batch_size, shards)
+        raise ValueError(
+            f"{key}={batch_size} must be divisible by the {shards} devices that split it; try {near}, "
+            f"or let devices share an example: config.mesh.sequence={sharing}"
+        )
 
 
 def batch_shards(mesh: Mesh) -> int:

@@ -131,13 +131,15 @@ def test_slices_that_the_devices_or_the_data_axis_do_not_have_are_an_error(confi
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("batch_size", "near"), [(4, 8), (100, 96), (30, 32)])
-def test_batch_that_the_mesh_does_not_divide_is_an_error_with_a_size_that_it_does(batch_size, near):
+@pytest.mark.parametrize(("batch_size", "near", "sequence"), [(4, 8, 2), (100, 96, 2), (30, 32, 4), (5, 8, 8)])
+def test_batch_that_the_mesh_does_not_divide_is_an_error_with_what_it_does(batch_size, near, sequence):
     with pytest.raises(ValueError) as error:
         check_batch_size(batch_size, make_mesh(MeshConfig()), "config.training.global_batch_size")
     assert str(error.value) == (
-        f"config.training.global_batch_size={batch_size} must be divisible by the 8 devices that split it; try {near}"
+        f"config.training.global_batch_size={batch_size} must be divisible by the 8 devices that split it; try {near}, "
+        f"or let devices share an example: config.mesh.sequence={sequence}"
     )
+    check_batch_size(batch_size, make_mesh(MeshConfig(sequence=sequence)), "config.training.global_batch_size")
     check_batch_size(near, make_mesh(MeshConfig()), "config.training.global_batch_size")
 
 
