@@ -72,6 +72,31 @@ def test_tensor_and_sequence_split_no_batch(config, shape, shards):
 
 
 @dataclasses.dataclass(frozen=True)
+class TorusDevice:
+    """As much of a TPU as the mesh looks at: its place in the slice."""
+
+    id: int
+    coords: tuple[int, ...]
+    device_kind: str
+    platform: str = "tpu"
+    process_index: int = 0
+    core_on_chip: int = 0
+
+
+@pytest.mark.parametrize(
+    "config", [MeshConfig(), MeshConfig(fsdp=8), MeshConfig(fsdp=4, sequence=2), MeshConfig(data=2, fsdp=-1, tensor=2)]
+)
+@pytest.mark.parametrize(("kind", "sides"), [("TPU v4", (4, 4, 4)), ("TPU v6 lite", (16, 16, 1))])
+def test_axes_need_not_line_up_with_the_sides_of_a_slice(kind, sides, config):
+    devices = [TorusDevice(i, coords, kind) for i, coords in enumerate(np.ndindex(*sides))]
+    mesh = make_mesh(config, devices)
+    assert set(mesh.devices.flat) == set(devices) and mesh.size == len(devices)
+    assert {axis: mesh.shape[axis] for axis, size in config.axes.items() if size != -1} == {
+        axis: size for axis, size in config.axes.items() if size != -1
+    }
+
+
+@dataclasses.dataclass(frozen=True)
 class SliceDevice:
     """What `mesh_utils` reads of a device of several slices."""
 
