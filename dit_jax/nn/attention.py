@@ -61,7 +61,9 @@ def attend(q: Array, k: Array, v: Array, mask: Array | None, implementation: str
     if implementation == "flash":
         attended = flash_attention(q, k, v, mask)
     else:
-        mask = None if mask is None else mask[:, None, None]
+        if mask is not None:  # cuDNN wants a row for each query
+            rows = q.shape[1] if implementation == "cudnn" else 1
+            mask = jnp.broadcast_to(mask[:, None, None], (len(mask), 1, rows, k.shape[1]))
         attended = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=implementation)
     return constrain(rearrange(attended, "b t n d -> b t (n d)"), HIDDEN)
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 
 from dit_jax.config import MeshConfig
 from dit_jax.nn import attention
@@ -115,6 +116,17 @@ def test_flash_attention_equals_xlas(queries, keys, masked, mesh, monkeypatch):
         values_and_gradients("flash"),
         values_and_gradients("xla"),
     )
+
+
+@pytest.mark.parametrize(("keys", "masked"), [(256, False), (258, True)])
+def test_cudnn_attention_is_lowered_for_gpus(keys, masked, monkeypatch):
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91_000)  # there is no GPU
+    monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda capability: True)
+    qkv = [jax.ShapeDtypeStruct((4, tokens, 16, 72), jnp.bfloat16) for tokens in (256, keys, keys)]
+    mask = jnp.ones((4, keys), bool) if masked else None
+    total = lambda *qkv: attend(*qkv, mask, "cudnn").astype(jnp.float32).sum()  # noqa: E731
+    program = jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(*qkv).lower(lowering_platforms=("cuda",)).as_text()
+    assert "fmhaSoftmaxBackward" in program or "__cudnn$fmha" in program
 
 
 def test_mlp_is_linear_tanh_gelu_linear():
