@@ -11,7 +11,7 @@ import pathlib
 import typing
 
 from dit_jax.cli.main import add_config_argument
-from dit_jax.config import Config, check_platform, load_config
+from dit_jax.config import Config, check_platform, load_config, override_config
 
 if typing.TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -70,7 +70,11 @@ def run(args: argparse.Namespace) -> None:
     else:
         report |= plan_of(config, devices, args.sampler)
         if not args.json:
-            print("\n".join(describe(report, chip.devices)))
+            print("\n".join(describe(report, chip.devices)), flush=True)
+        if not report["fits"]:
+            report["recommended"] = what_fits(config, devices, args.sampler, report)
+            if not args.json:
+                print(recommended_line(report["recommended"]))
     if args.json:
         print(json.dumps(report))
 
@@ -82,6 +86,25 @@ def candidates(config: Config, devices: list) -> list[Config]:
 
     mesh = make_mesh(dataclasses.replace(config.mesh, data=-1, fsdp=1), devices)
     return sweep_meshes(config, batch_shards(mesh))
+
+
+def what_fits(config: Config, devices: list, sampler: bool, plan: dict) -> dict | None:
+    """Returns the flags with which a config that does not fit does, each the first that the plan before suggests.
+
+    With them comes the plan that they make; None where only a smaller batch or a larger slice is left.
+    """
+    chosen = {}
+    while not plan["fits"]:
+        for suggestion in plan["suggestions"]:
+            flags = dict(flag.removeprefix("--config.").split("=") for flag in suggestion.split() if "=" in flag)
+            if not flags or "training.global_batch_size" in flags:
+                return None  # the one would be another run, the other another machine
+            candidate = override_config(config, list(flags.items()))
+            plan = plan_or_reason(candidate, devices, sampler)
+            if "reason" not in plan:
+                break
+        config, chosen = candidate, chosen | flags
+    return {"flags": [f"--config.{key}={value}" for key, value in chosen.items()], "plan": plan}
 
 
 def plan_or_reason(config: Config, devices: list, sampler: bool) -> dict:
@@ -291,6 +314,14 @@ def recommendation(best: dict | None) -> str:
     axes = {axis: size for axis, size in best["mesh"].items() if size > 1 or axis in ("data", "fsdp")}
     flags = [f"--config.mesh.{axis}={size}" for axis, size in axes.items()]
     return " ".join(["recommended:", *flags, f"--config.compute.remat={best['remat']}"])
+
+
+def recommended_line(found: dict | None) -> str:
+    """Returns the line about what makes a config fit that does not."""
+    if found is None:
+        return "no mesh, remat or accumulation makes it fit; train with a smaller batch, or on more or larger chips"
+    needs = f"needs {memory(found['plan']['needed'])} of {memory(found['plan']['available'])}"
+    return f"recommended: {' '.join(found['flags'])}: {needs}, fits"
 
 
 def memory(size: float) -> str:

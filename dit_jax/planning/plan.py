@@ -109,7 +109,7 @@ def suggest(config: Config, axes: dict[str, int]) -> list[str]:
         flags.append(f"--config.training.accumulation_steps={training.accumulation_steps * factor}")
     if training.global_batch_size > shards:
         flags.append(f"--config.training.global_batch_size={max(shards, training.global_batch_size // 2)}")
-    return flags or ["a larger slice, or chips with more memory"]
+    return [*flags, "a larger slice, or chips with more memory"]
 
 
 def remat_policies(config: Config) -> list[str]:
