@@ -41,5 +41,6 @@ def get_config(name: str = "XL/2") -> ConfigDict:
     config.data = ConfigDict({"name": "imagenet2012", "image_size": int(image_size), "eval_split": "validation"})
     config.latents = ConfigDict({"shape": (latent_size, latent_size, 4), "scale": 0.18215})
     config.dit = ConfigDict(dit_size(size))
+    config.compute = ConfigDict({"scan_blocks": config.dit.depth > 12})  # compiles 28 blocks as fast as 1
     config.training = ConfigDict({"num_train_steps": NUM_TRAIN_STEPS.get(f"{size}-{image_size}", 400_000)})
     return config

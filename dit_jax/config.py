@@ -213,11 +213,24 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ComputeConfig:
-    """How a network is computed; none of it changes what it computes beyond the last bits."""
+    """How a network is computed: its memory and speed. The results are the same, beyond the last bits of sums."""
 
+    # Compile one transformer block and loop over it, rather than all of them one after another: the compilation of a
+    # deep network takes a fraction of the time. Unrolled, XLA may optimize across blocks; on CPU a loop is slower.
+    scan_blocks: bool = False
+    # What of a block the backward pass computes again, instead of keeping it from the forward pass. dots: all but
+    # matmuls with parameters (and convolutions), a little time for much memory; full: all but the block's input, for a
+    # third more multiplications; offload: as dots, what is kept waits in the host's memory.
+    remat: Literal["none", "dots", "full", "offload"] = "none"
+    # The kernel of a transformer's attention. xla: any device; cudnn: GPUs, in bfloat16; flash: TPUs, for sequences of
+    # a thousand tokens and more. The last two never hold the weights [T, T] of a head in memory.
+    attention: Literal["xla", "cudnn", "flash"] = "xla"
     # Folder of compiled programs, so that a run which is started again compiles nothing; None: none is kept. Hosts that
     # train together should share it: process 0 alone writes. JAX_COMPILATION_CACHE_DIR, where it is set, goes before.
     compilation_cache: str | None = "~/.cache/dit_jax/compilations"
+
+
+ATTENTION_PLATFORMS = {"cudnn": "gpu", "flash": "tpu"}  # what a kernel is for; the others run anywhere
 
 
 @dataclasses.dataclass(frozen=True)
@@ -357,6 +370,23 @@ def check_config(config: Config) -> None:
         _check_diffusion(config)
 
 
+def check_platform(config: Config, platform: str) -> None:
+    """Raises ValueError where the config asks for what a platform (cpu, gpu, tpu) does not have."""
+    attention = config.compute.attention
+    wanted = ATTENTION_PLATFORMS.get(attention, platform)
+    _require(
+        platform == wanted,
+        f"config.compute.{attention=} is for {wanted}, and the devices are {platform}; set it to 'xla'",
+    )
+
+
+def for_platform(config: Config, platform: str) -> Config:
+    """Returns the config of a trained model, with what its platform lacks replaced by what runs anywhere."""
+    if ATTENTION_PLATFORMS.get(config.compute.attention, platform) == platform:
+        return config
+    return dataclasses.replace(config, compute=dataclasses.replace(config.compute, attention="xla"))
+
+
 def undivided_activations(config: Config, axes: Mapping[str, int]) -> list[str]:
     """Returns a line for each activation that an axis of the mesh does not divide: it is left whole along it.
 
@@ -389,7 +419,12 @@ def undivided_activations(config: Config, axes: Mapping[str, int]) -> list[str]:
 
 
 def _check_autoencoder(config: Config) -> None:
-    autoencoder, size = config.autoencoder, config.data.image_size
+    autoencoder, size, compute = config.autoencoder, config.data.image_size, config.compute
+    _require(
+        not compute.scan_blocks and compute.attention == "xla" and compute.remat != "offload",
+        f"config.compute: scan_blocks={compute.scan_blocks}, attention={compute.attention!r}, remat={compute.remat!r} "
+        "cannot be for stage='autoencoder'; set False, 'xla' and one of 'none', 'dots' and 'full'",
+    )
     num_levels = len(autoencoder.channel_multipliers)
     _require(num_levels > 0, "config.autoencoder.channel_multipliers=() must name a level, such as (1, 2, 4)")
     _require(
@@ -466,6 +501,10 @@ def _check_diffusion(config: Config) -> None:
     _require(
         dit.width % dit.num_heads == 0 and dit.width % 4 == 0,
         f"config.dit.width={dit.width} must be divisible by num_heads={dit.num_heads} and by 4 (position embedding)",
+    )
+    _require(
+        config.compute.attention != "cudnn" or dit.dtype == "bfloat16",
+        f"config.compute.attention='cudnn' needs config.dit.dtype='bfloat16', not {dit.dtype!r}",
     )
     modulations = [way for way in dit.conditioning if way.startswith("adaln")]
     _require(

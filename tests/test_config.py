@@ -9,9 +9,11 @@ import pytest
 from dit_jax.config import (
     Config,
     check_config,
+    check_platform,
     config_from_dict,
     config_to_dict,
     fixed_differences,
+    for_platform,
     load_config,
     round_to_multiple,
     undivided_activations,
@@ -495,3 +497,24 @@ def test_rules_of_a_config_survive_json_and_the_command_line(config_file):
     config = load_config(config_file(), [("mesh.rules", str(rules)), ("mesh.slices", "2")])
     assert (config.mesh.rules, config.mesh.slices) == (rules, 2)
     assert config_from_dict(json.loads(json.dumps(config_to_dict(config)))) == config
+
+
+def test_attention_kernel_is_for_its_platform_and_a_trained_model_runs_on_any():
+    config = config_from_dict(edited(DIFFUSION, compute={"attention": "flash"}))
+    check_platform(config, "tpu")
+    assert error_of(check_platform, config, "gpu") == (
+        "config.compute.attention='flash' is for tpu, and the devices are gpu; set it to 'xla'"
+    )
+    assert for_platform(config, "cpu").compute.attention == "xla"
+    assert for_platform(config, "tpu") == config
+
+
+@pytest.mark.parametrize("compute", [{"scan_blocks": True}, {"attention": "flash"}, {"remat": "offload"}])
+def test_autoencoder_has_no_settings_of_a_transformer(compute):
+    assert "cannot be for stage='autoencoder'" in error_of(config_from_dict, edited(AUTOENCODER, compute=compute))
+
+
+def test_cudnn_attention_needs_bfloat16():
+    values = edited(DIFFUSION, compute={"attention": "cudnn"})
+    assert "needs config.dit.dtype='bfloat16'" in error_of(config_from_dict, values)
+    config_from_dict(edited(values, dit__dtype="bfloat16"))

@@ -11,7 +11,7 @@ import pathlib
 import typing
 
 from dit_jax.cli.main import add_config_argument
-from dit_jax.config import Config, load_config
+from dit_jax.config import Config, check_platform, load_config, override_config
 
 if typing.TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -46,24 +46,35 @@ def run(args: argparse.Namespace) -> None:
 
     from dit_jax.parallel.chips import chip_of
     from dit_jax.planning.compiled import topology_devices
-    from dit_jax.planning.plan import recommended
+    from dit_jax.planning.plan import recommended, remat_policies
 
     devices = topology_devices(args.topology)
+    check_platform(config, devices[0].platform)
     chip = chip_of(devices[0].device_kind)
     report = {"topology": args.topology, "devices": len(devices), "chips": len(devices) // chip.devices}
     if args.sweep:
         plans = []
         for candidate in candidates(config, devices):
-            plans.append(plan_or_reason(candidate, devices, args.sampler))
-            if not args.json:
-                print(sweep_line(plans[-1]), flush=True)
-        report |= {"plans": plans, "recommended": (best := recommended(plans)) and best["mesh"]}
+            for policy in remat_policies(candidate):
+                compute = dataclasses.replace(candidate.compute, remat=policy)
+                plan = plan_or_reason(dataclasses.replace(candidate, compute=compute), devices, args.sampler)
+                plans.append(plan)
+                if not args.json:
+                    print(sweep_line(plan), flush=True)
+                if plan["fits"] or "reason" in plan:  # computing again what fits would only take time
+                    break
+        best = recommended(plans)
+        report |= {"plans": plans, "recommended": best and {name: best[name] for name in ("mesh", "remat")}}
         if not args.json:
             print(recommendation(report["recommended"]))
     else:
         report |= plan_of(config, devices, args.sampler)
         if not args.json:
-            print("\n".join(describe(report, chip.devices)))
+            print("\n".join(describe(report, chip.devices)), flush=True)
+        if not report["fits"]:
+            report["recommended"] = what_fits(config, devices, args.sampler, report)
+            if not args.json:
+                print(recommended_line(report["recommended"]))
     if args.json:
         print(json.dumps(report))
 
@@ -77,13 +88,31 @@ def candidates(config: Config, devices: list) -> list[Config]:
     return sweep_meshes(config, batch_shards(mesh))
 
 
+def what_fits(config: Config, devices: list, sampler: bool, plan: dict) -> dict | None:
+    """Returns the flags with which a config that does not fit does, each the first that the plan before suggests.
+
+    With them comes the plan that they make; None where only a smaller batch or a larger slice is left.
+    """
+    chosen = {}
+    while not plan["fits"]:
+        for suggestion in plan["suggestions"]:
+            flags = dict(flag.removeprefix("--config.").split("=") for flag in suggestion.split() if "=" in flag)
+            if not flags or "training.global_batch_size" in flags:
+                return None  # the one would be another run, the other another machine
+            candidate = override_config(config, list(flags.items()))
+            plan = plan_or_reason(candidate, devices, sampler)
+            if "reason" not in plan:
+                break
+        config, chosen = candidate, chosen | flags
+    return {"flags": [f"--config.{key}={value}" for key, value in chosen.items()], "plan": plan}
+
+
 def plan_or_reason(config: Config, devices: list, sampler: bool) -> dict:
     """Returns the plan of a config, or why its mesh cannot be."""
     try:
         return plan_of(config, devices, sampler)
     except ValueError as error:
-        mesh = {"data": config.mesh.data, "fsdp": config.mesh.fsdp}
-        return {"mesh": mesh, "fits": False, "reason": str(error)}
+        return {"mesh": config.mesh.axes, "remat": config.compute.remat, "fits": False, "reason": str(error)}
 
 
 def plan_of(config: Config, devices: list, sampler: bool) -> dict:
@@ -94,7 +123,8 @@ def plan_of(config: Config, devices: list, sampler: bool) -> dict:
 
     mesh, chip = make_mesh(config.mesh, devices), chip_of(devices[0].device_kind).per_device()
     check_batch_size(config.training.global_batch_size, mesh, "config.training.global_batch_size")
-    plan = {"mesh": dict(mesh.shape), "global_batch_size": config.training.global_batch_size}
+    plan = {"mesh": dict(mesh.shape), "remat": config.compute.remat}
+    plan["global_batch_size"] = config.training.global_batch_size
     plan |= plan_program(config, train_program(config, mesh), chip)
     if sampler:
         plan["sampler"] = plan_program(config, sampler_program(config, mesh), chip)
@@ -265,7 +295,7 @@ def least_of(plan: dict) -> str:
 
 def sweep_line(plan: dict) -> str:
     """Returns the line that tells a plan among others."""
-    mesh = ", ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
+    mesh = ", ".join(f"{axis} {size}" for axis, size in plan["mesh"].items()) + f", remat {plan['remat']}"
     if "reason" in plan:
         return f"{mesh}: not possible: {plan['reason']}"
     if not plan["fits"]:
@@ -277,11 +307,21 @@ def sweep_line(plan: dict) -> str:
     )
 
 
-def recommendation(mesh: dict | None) -> str:
+def recommendation(best: dict | None) -> str:
     """Returns the line that ends a sweep."""
-    if mesh is None:
+    if best is None:
         return "none fits; plan one of them without --sweep to see what to change"
-    return "recommended: " + " ".join(f"--config.mesh.{axis}={size}" for axis, size in mesh.items())
+    axes = {axis: size for axis, size in best["mesh"].items() if size > 1 or axis in ("data", "fsdp")}
+    flags = [f"--config.mesh.{axis}={size}" for axis, size in axes.items()]
+    return " ".join(["recommended:", *flags, f"--config.compute.remat={best['remat']}"])
+
+
+def recommended_line(found: dict | None) -> str:
+    """Returns the line about what makes a config fit that does not."""
+    if found is None:
+        return "no mesh, remat or accumulation makes it fit; train with a smaller batch, or on more or larger chips"
+    needs = f"needs {memory(found['plan']['needed'])} of {memory(found['plan']['available'])}"
+    return f"recommended: {' '.join(found['flags'])}: {needs}, fits"
 
 
 def memory(size: float) -> str:

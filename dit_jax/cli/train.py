@@ -10,7 +10,7 @@ import shutil
 import typing
 
 from dit_jax.cli.main import add_config_argument
-from dit_jax.config import Config, fixed_differences, load_config
+from dit_jax.config import Config, check_platform, fixed_differences, load_config
 
 if typing.TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -55,6 +55,7 @@ def run(args: argparse.Namespace) -> None:
     from dit_jax.training.loop import train
 
     mesh = make_mesh(config.mesh)
+    check_platform(config, mesh.devices.flat[0].platform)
     check_batch_size(config.training.global_batch_size, mesh, "config.training.global_batch_size")
     train(config, workdir, task_of(config, mesh, workdir), mesh, args.started)
 

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dit_jax.checkpoint import SNAPSHOTS, Checkpoints, find_checkpoint, restore_eval_params
-from dit_jax.config import Config, MeshConfig, SamplingConfig
+from dit_jax.config import Config, MeshConfig, SamplingConfig, for_platform
 from dit_jax.evaluation.generate import make_generator, override_sampling
 from dit_jax.models.autoencoder import Codec
 from dit_jax.models.averages import average_decays, length_name, reconstruction_weights
@@ -151,6 +151,7 @@ def _load_params(
     workdir, step: int | None, mesh: Mesh, average: str | None = None, ema_length: float | None = None
 ) -> tuple[Config, Params, int]:
     step, config = find_checkpoint(workdir, step)
+    config = for_platform(config, mesh.devices.flat[0].platform)
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), abstract_params(config)
     )

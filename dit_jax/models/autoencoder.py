@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from dit_jax.models.quantizer import Codebook, straight_through
 from dit_jax.models.tiles import apply_by_tiles
 from dit_jax.nn.constraints import IMAGES, constrain
+from dit_jax.nn.remat import rematerialized
 from dit_jax.nn.resnet import AttentionBlock, Downsample, ResBlock, Upsample, conv, group_norm
 from dit_jax.types import Array, Params, PRNGKey
 
@@ -61,16 +62,18 @@ class Encoder(nn.Module):
     num_res_blocks: int
     attention_levels: tuple[int, ...]
     num_groups: int
+    remat: str
     out_channels: int
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        res_block, attention_block = (rematerialized(layer, self.remat) for layer in (ResBlock, AttentionBlock))
         h = constrain(conv(self.base_channels, "conv_in")(x), IMAGES)
         for level, multiplier in enumerate(self.channel_multipliers):
             for i in range(self.num_res_blocks):
-                h = ResBlock(self.base_channels * multiplier, self.num_groups, name=f"down_{level}_block_{i}")(h)
+                h = res_block(self.base_channels * multiplier, self.num_groups, name=f"down_{level}_block_{i}")(h)
                 if level in self.attention_levels:
-                    h = AttentionBlock(self.num_groups, name=f"down_{level}_attn_{i}")(h)
+                    h = attention_block(self.num_groups, name=f"down_{level}_attn_{i}")(h)
             if level < len(self.channel_multipliers) - 1:
                 h = Downsample(name=f"down_{level}_downsample")(h)
         h = Middle(self.num_groups, name="mid")(h)
@@ -85,17 +88,19 @@ class Decoder(nn.Module):
     num_res_blocks: int
     attention_levels: tuple[int, ...]
     num_groups: int
+    remat: str
     out_channels: int
 
     @nn.compact
     def __call__(self, z: Array) -> tuple[Array, Array]:
+        res_block, attention_block = (rematerialized(layer, self.remat) for layer in (ResBlock, AttentionBlock))
         h = constrain(conv(self.base_channels * self.channel_multipliers[-1], "conv_in")(z), IMAGES)
         h = Middle(self.num_groups, name="mid")(h)
         for level, multiplier in reversed(list(enumerate(self.channel_multipliers))):
             for i in range(self.num_res_blocks + 1):
-                h = ResBlock(self.base_channels * multiplier, self.num_groups, name=f"up_{level}_block_{i}")(h)
+                h = res_block(self.base_channels * multiplier, self.num_groups, name=f"up_{level}_block_{i}")(h)
                 if level in self.attention_levels:
-                    h = AttentionBlock(self.num_groups, name=f"up_{level}_attn_{i}")(h)
+                    h = attention_block(self.num_groups, name=f"up_{level}_attn_{i}")(h)
             if level > 0:
                 h = Upsample(name=f"up_{level}_upsample")(h)
         features = nn.swish(group_norm(self.num_groups, "norm_out")(h))
@@ -128,6 +133,7 @@ class Autoencoder(nn.Module):
     image_channels: int
     num_codes: int | None = None  # of a VQ autoencoder; None: KL-regularised
     frozen_encoder: bool = False  # no gradient reaches the encoder, nor the codes
+    remat: str = "none"  # of the blocks at each level (`config.ComputeConfig`)
 
     def setup(self):
         shape = (
@@ -136,6 +142,7 @@ class Autoencoder(nn.Module):
             self.num_res_blocks,
             self.attention_levels,
             self.num_groups,
+            self.remat,
         )
         num_moments = (1 if self.num_codes else 2) * self.latent_channels
         self.encoder = Encoder(*shape, out_channels=num_moments)

@@ -12,12 +12,12 @@ from dit_jax.models.dit import DiT
 from dit_jax.types import Params, PRNGKey
 
 
-def build_autoencoder(autoencoder: AutoencoderConfig, image_channels: int) -> Autoencoder:
-    """Returns the autoencoder of a config."""
+def build_autoencoder(autoencoder: AutoencoderConfig, image_channels: int, remat: str = "none") -> Autoencoder:
+    """Returns the autoencoder of a config; remat is for training (`config.ComputeConfig`)."""
     names = {f.name for f in dataclasses.fields(Autoencoder)}
     fields = {k: v for k, v in dataclasses.asdict(autoencoder).items() if k in names}
     num_codes = autoencoder.codebook.num_codes if autoencoder.codebook else None
-    return Autoencoder(**fields, image_channels=image_channels, num_codes=num_codes)
+    return Autoencoder(**fields, image_channels=image_channels, num_codes=num_codes, remat=remat)
 
 
 def build_dit(config: Config) -> DiT:
@@ -34,6 +34,9 @@ def build_dit(config: Config) -> DiT:
         conditioning=dit.conditioning,
         mlp_ratio=dit.mlp_ratio,
         dtype=jnp.dtype(dit.dtype),
+        scan_blocks=config.compute.scan_blocks,
+        remat=config.compute.remat,
+        attention=config.compute.attention,
     )
 
 
@@ -42,7 +45,7 @@ def build_model(config: Config) -> nn.Module:
     return (
         build_dit(config)
         if config.stage == "diffusion"
-        else build_autoencoder(config.autoencoder, config.data.channels)
+        else build_autoencoder(config.autoencoder, config.data.channels, config.compute.remat)
     )
 
 

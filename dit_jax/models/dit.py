@@ -3,8 +3,11 @@
 Patches of x [B, H, W, C] become tokens [B, T, D], pass through `depth` blocks, and become [B, H, W, out_channels].
 """
 
+import functools
+
 import flax.linen as nn
 import flax.struct
+import jax
 import jax.numpy as jnp
 
 from dit_jax.nn.attention import CrossAttention, SelfAttention
@@ -13,7 +16,8 @@ from dit_jax.nn.embeddings import LabelEmbedder, TimestepEmbedder, patchify, sin
 from dit_jax.nn.linear import Linear
 from dit_jax.nn.mlp import Mlp
 from dit_jax.nn.modulation import AffineNorm, Modulation, modulated_norm
-from dit_jax.types import Array
+from dit_jax.nn.remat import rematerialized
+from dit_jax.types import Array, Params
 
 
 @flax.struct.dataclass
@@ -37,11 +41,12 @@ class DiTBlock(nn.Module):
     modulation: str
     cross_attention: bool
     dtype: jnp.dtype
+    attention: str = "xla"  # the implementation of self-attention (`nn.attention.attend`)
 
     @nn.compact
     def __call__(self, x: Array, c: Condition, mask: Array | None = None) -> Array:
         """x: [B, T, D]; mask: [B, T] bool, the tokens of x that may be attended to, None for all."""
-        attention = SelfAttention(self.num_heads, self.dtype, name="attn")
+        attention = SelfAttention(self.num_heads, self.dtype, self.attention, name="attn")
         mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), self.dtype, name="mlp")
         gate_a = gate_m = 1.0
         if self.modulation == "none":
@@ -93,6 +98,9 @@ class DiT(nn.Module):
     conditioning: tuple[str, ...] = ("adaln_zero",)  # of "adaln_zero", "adaln", "cross_attention", "in_context"
     mlp_ratio: float = 4.0
     dtype: jnp.dtype = jnp.float32  # of the matmuls; norms, modulation and the residual stream stay float32
+    scan_blocks: bool = False  # these three: see `config.ComputeConfig`
+    remat: str = "none"
+    attention: str = "xla"
 
     @nn.compact
     def __call__(self, x_t: Array, t: Array, labels: Array) -> Array:
@@ -116,15 +124,26 @@ class DiT(nn.Module):
             x = jnp.concatenate([x, c.tokens], axis=1)
             if c.mask is not None:
                 mask = jnp.concatenate([jnp.ones((len(x), num_tokens), bool), c.mask], axis=1)
-        for i in range(self.depth):
-            block = DiTBlock(
-                num_heads=self.num_heads,
-                mlp_ratio=self.mlp_ratio,
-                modulation=modulation,
-                cross_attention="cross_attention" in self.conditioning,
-                dtype=self.dtype,
-                name=f"blocks_{i}",
-            )
-            x = block(x, c, mask)
+        block = functools.partial(
+            rematerialized(DiTBlock, self.remat, in_scan=self.scan_blocks),
+            num_heads=self.num_heads,
+            mlp_ratio=self.mlp_ratio,
+            modulation=modulation,
+            cross_attention="cross_attention" in self.conditioning,
+            dtype=self.dtype,
+            attention=self.attention,
+        )
+        names = [f"blocks_{i}" for i in range(self.depth)]
+        if self.scan_blocks and not self.is_initializing():
+            # The parameters of a block keep names of their own, so that checkpoints and sharding rules know of no loop.
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(self.variables["params"][n] for n in names))
+
+            def body(x: Array, params: Params) -> tuple[Array, None]:
+                return block(parent=None, name=names[0]).apply({"params": params}, x, c, mask), None
+
+            x, _ = jax.lax.scan(body, x, stacked)
+        else:
+            for name in names:
+                x = block(name=name)(x, c, mask)
         final_layer = FinalLayer(self.patch_size**2 * self.out_channels, modulation, name="final_layer")
         return final_layer(x[:, :num_tokens], c)  # [B, T, p * p * out_channels]

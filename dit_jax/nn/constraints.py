@@ -37,8 +37,13 @@ def constrain(x: Array, axes: tuple) -> Array:
     """
     if axis_size(*AXES) == 1:
         return x
+    return jax.lax.with_sharding_constraint(x, partition(x.shape, axes))
+
+
+def partition(shape: tuple[int, ...], axes: tuple) -> PartitionSpec:
+    """Returns what `constrain` asks for an array of some shape."""
     spec = []
-    for size, names in zip(x.shape, axes, strict=True):
+    for size, names in zip(shape, axes, strict=True):
         names = tuple(name for name in ((names,) if isinstance(names, str) else names or ()) if axis_size(name) > 1)
         spec.append(names if names and size % axis_size(*names) == 0 else None)
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+    return PartitionSpec(*spec)

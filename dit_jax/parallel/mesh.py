@@ -41,17 +41,19 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"config.mesh.data={sizes['data']} must be divisible by the {num_slices} slices: only the data axis runs "
             f"between them; try {round_to_multiple(sizes['data'], num_slices)}"
         )
-    axis_types, shape = (AxisType.Auto,) * len(sizes), tuple(sizes.values())
+    shape = tuple(sizes.values())
+    # A slice is a torus of two or three dimensions, which the axes of a config need not line up with: split, they do.
     if num_slices == 1:
-        return jax.make_mesh(shape, tuple(sizes), axis_types=axis_types, devices=devices)
-    grid = mesh_utils.create_hybrid_device_mesh(
-        (shape[0] // num_slices, *shape[1:]),
-        (num_slices, 1, 1, 1),
-        devices,
-        process_is_granule=not hasattr(devices[0], "slice_index"),
-        allow_split_physical_axes=True,
-    )
-    return Mesh(grid, tuple(sizes), axis_types=axis_types)
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        grid = mesh_utils.create_hybrid_device_mesh(
+            (shape[0] // num_slices, *shape[1:]),
+            (num_slices, 1, 1, 1),
+            devices,
+            process_is_granule=not hasattr(devices[0], "slice_index"),
+            allow_split_physical_axes=True,
+        )
+    return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def count_slices(config: MeshConfig, devices: Sequence[jax.Device]) -> int:
@@ -88,7 +90,11 @@ def check_batch_size(batch_size: int, mesh: Mesh, key: str) -> None:
     shards = batch_shards(mesh)
     if batch_size % shards:
         near = round_to_multiple(batch_size, shards)
-        raise ValueError(f"{key}={batch_size} must be divisible by the {shards} devices that split it; try {near}")
+        sharing = mesh.shape["sequence"] * shards // math.gcd(batch_size, shards)
+        raise ValueError(
+            f"{key}={batch_size} must be divisible by the {shards} devices that split it; try {near}, "
+            f"or let devices share an example: config.mesh.sequence={sharing}"
+        )
 
 
 def batch_shards(mesh: Mesh) -> int:

@@ -12,6 +12,7 @@ The text says how often each is done: XLA's own cost analysis counts the body of
 them in its own way. A reduce-scatter is a fusion named `all-reduce-scatter`, of an all-reduce and a slice. An
 asynchronous collective may be a chain of fusions, each of them a matmul or the like with a copy of the collective that
 goes on meanwhile: `async-collective-start`, fusions of `async_collective_fusion`, `async-collective-done`.
+Where a SparseCore does it, it is a `call-start` of a computation of its own.
 """
 
 import dataclasses
@@ -101,11 +102,11 @@ def _collectives_of(
             yield from _costliest(computations, names, times, asynchronous, num_devices)
         elif op == "conditional":
             yield from _costliest(computations, _CALLED.findall(rest), times, asynchronous, num_devices)
-        elif op in ("fusion", "call", "async-start", "custom-call"):
+        elif op in ("fusion", "call", "custom-call") or is_start:  # async-start; call-start: on a SparseCore
             for called in _CALLED.findall(rest):
                 if called.startswith("async_collective_fusion") or "async-collective-done" in instruction.name:
                     continue  # goes on with what an async-collective-start has begun
-                is_async = asynchronous or op == "async-start" or "async-collective-start" in instruction.name
+                is_async = asynchronous or is_start or "async-collective-start" in instruction.name
                 yield from _collectives_of(computations, called, times, is_async, num_devices)
 
 

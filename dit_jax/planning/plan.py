@@ -6,6 +6,7 @@ bandwidth of its memory, and as its exchanges at that of its links.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -100,6 +101,7 @@ def suggest(config: Config, axes: dict[str, int]) -> list[str]:
     if axes["data"] > 1:
         splits = [n for n in fsdp_splits(shards) if n > axes["fsdp"]]
         flags.append(f"--config.mesh.data=-1 --config.mesh.fsdp={splits[0]}")
+    flags += [f"--config.compute.remat={policy}" for policy in remat_policies(config)[1:]]
     rows = training.global_batch_size // shards // training.accumulation_steps  # of a device at a time
     statistics = config.autoencoder and (config.autoencoder.codebook or config.autoencoder.discriminator)
     if rows > 1 and not statistics:  # of a whole batch, which accumulation would not see
@@ -107,7 +109,14 @@ def suggest(config: Config, axes: dict[str, int]) -> list[str]:
         flags.append(f"--config.training.accumulation_steps={training.accumulation_steps * factor}")
     if training.global_batch_size > shards:
         flags.append(f"--config.training.global_batch_size={max(shards, training.global_batch_size // 2)}")
-    return flags or ["a larger slice, or chips with more memory"]
+    return [*flags, "a larger slice, or chips with more memory"]
+
+
+def remat_policies(config: Config) -> list[str]:
+    """Returns the config's remat policy, then those that keep less and compute more."""
+    policies = ["none", "dots", "full"]
+    policy = config.compute.remat
+    return policies[policies.index(policy) :] if policy in policies else [policy]
 
 
 def fsdp_splits(num_devices: int) -> list[int]:
@@ -117,10 +126,16 @@ def fsdp_splits(num_devices: int) -> list[int]:
 
 
 def sweep_meshes(config: Config, num_devices: int) -> list[Config]:
-    """Returns the config with each of a few splits, between `data` and `fsdp`, of the devices that split the batch."""
+    """Returns the config with each of a few splits between `data` and `fsdp` of the devices that split the batch.
+
+    num_devices: those that no other axis of the config takes. Where they are more than the batch has examples for, some
+    of them share an example: they split its tokens (or rows).
+    """
+    shards = math.gcd(num_devices, config.training.global_batch_size)
+    sequence = config.mesh.sequence * num_devices // shards
     return [
-        dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, data=num_devices // n, fsdp=n))
-        for n in fsdp_splits(num_devices)
+        dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, data=shards // n, fsdp=n, sequence=sequence))
+        for n in fsdp_splits(shards)
     ]
 
 

@@ -46,7 +46,7 @@ def perceptual_distance(
 def make_autoencoder_gradients(config: Config) -> Callable[[TrainState, Batch, PRNGKey, Constants], Gradients]:
     """Returns the gradients of a batch {"image"}: of the autoencoder, of its discriminator, of the log-variance."""
     settings = config.autoencoder
-    model = build_autoencoder(settings, config.data.channels)
+    model = build_autoencoder(settings, config.data.channels, config.compute.remat)
 
     def gradient_fn(state: TrainState, batch: Batch, key: PRNGKey, constants: Constants) -> Gradients:
         images, loss_state = batch["image"], state.loss_state

@@ -154,3 +154,14 @@ def test_codec_scales_latents_and_takes_the_scale_back(tiny):
     np.testing.assert_allclose(scaled_latents, 0.18215 * latents, atol=1e-6)
     np.testing.assert_allclose(scaled_decoded, decoded, atol=1e-5)
     assert decoded.shape == images.shape and abs(latents).max() > 0.01 and abs(decoded).max() > 0.01
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_remat_changes_neither_output_nor_gradients(remat, tiny):
+    model, params = tiny
+    images, results = random_images(2, 8, 8, 3), []
+    for each in (model, tiny_autoencoder(channel_multipliers=(1, 2), remat=remat)):
+        loss = lambda p, each=each: (each.apply({"params": p}, images, jax.random.key(1)).images ** 2).sum()  # noqa: E731
+        results.append(jax.jit(jax.value_and_grad(loss))(params))
+        assert ("remat" in str(jax.make_jaxpr(loss)(params))) == (each is not model)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * abs(b).max()), *results)

@@ -344,3 +344,49 @@ def test_block_attends_to_tokens_within_the_mask_alone(cross_attention):
     change = normal(WIDTH, seed=2)
     np.testing.assert_allclose(run(variables, tokens.at[0, 1].add(change)), y, atol=1e-5)
     assert abs(run(variables, tokens.at[0, 2].add(change)) - y).max() > 1e-2
+
+
+# How it is computed
+
+
+@pytest.mark.parametrize("scan_blocks", [False, True])
+@pytest.mark.parametrize("remat", ["none", "dots", "full", "offload"])
+@pytest.mark.parametrize("conditioning", [("adaln_zero",), ("cross_attention", "in_context")])
+def test_scan_and_remat_change_neither_output_nor_gradients(conditioning, remat, scan_blocks):
+    plain = tiny_dit(conditioning=conditioning)
+    variables, arguments = random_variables(plain, *inputs()), inputs()
+    results = []
+    for model in (plain, tiny_dit(conditioning=conditioning, remat=remat, scan_blocks=scan_blocks)):
+        loss = lambda v, model=model: (model.apply(v, *arguments) ** 2).sum()  # noqa: E731
+        results.append(jax.jit(jax.value_and_grad(loss))(variables))
+        assert jax.tree.structure(model.init(jax.random.key(0), *arguments)) == jax.tree.structure(variables)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * abs(b).max()), *results)
+
+
+def saved_bytes(model, variables, arguments):
+    """Returns what the backward pass needs of the forward pass: the arrays that its closure holds."""
+    function = jax.eval_shape(lambda v: jax.vjp(lambda v: model.apply(v, *arguments), v)[1], variables)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(function))
+
+
+@pytest.mark.parametrize("scan_blocks", [False, True])
+def test_each_remat_policy_keeps_less_than_the_one_before(scan_blocks):
+    arguments = inputs(batch=8, height=16, width=16)
+    variables = random_variables(tiny_dit(depth=4), *arguments)
+    none, dots, full = (
+        saved_bytes(tiny_dit(depth=4, remat=remat, scan_blocks=scan_blocks), variables, arguments)
+        for remat in ("none", "dots", "full")
+    )
+    tokens, kept = 8 * 64 * WIDTH * 4, 3 + 1 + 4 + 1  # qkv, proj, fc1, fc2
+    assert dots < 0.6 * none
+    assert full < dots - 4 * (kept - 1) * tokens
+
+
+def test_scanned_blocks_are_traced_once():
+    arguments = inputs()
+    variables = random_variables(tiny_dit(depth=6), *arguments)
+
+    def gelus(**changes):
+        return str(jax.make_jaxpr(tiny_dit(depth=6, **changes).apply)(variables, *arguments)).count("tanh")
+
+    assert gelus() == 6 * gelus(scan_blocks=True)

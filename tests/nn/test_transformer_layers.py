@@ -1,16 +1,21 @@
 """Linear, attention, MLP and modulation against explicit formulas in float64."""
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 
-from dit_jax.nn.attention import SelfAttention
+from dit_jax.config import MeshConfig
+from dit_jax.nn import attention
+from dit_jax.nn.attention import SelfAttention, attend
 from dit_jax.nn.linear import Linear
 from dit_jax.nn.mlp import Mlp
 from dit_jax.nn.modulation import Modulation, modulated_norm
+from dit_jax.parallel.mesh import make_mesh, replicated, traced_on
 
 WIDTH = 16
 
@@ -84,6 +89,44 @@ def test_attention_is_equivariant_to_permutations_of_tokens():
     np.testing.assert_allclose(
         module.apply(variables, x[:, order]), module.apply(variables, x)[:, order], atol=1e-6, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "masked", "mesh"),
+    [(128, 128, False, None), (66, 130, True, None), (256, 256, False, MeshConfig(data=2, tensor=2, sequence=2))],
+)
+def test_flash_attention_equals_xlas(queries, keys, masked, mesh, monkeypatch):
+    interpreted = functools.partial(attention.make_splash_mha_single_device, interpret=True)  # there is no TPU
+    monkeypatch.setattr(attention, "make_splash_mha_single_device", interpreted)
+    mask = np.arange(keys) % 3 > np.arange(2)[:, None] if masked else None
+    inputs = [normal(2, tokens, 2, 72, seed=i) for i, tokens in enumerate((queries, keys, keys))]
+    weights = normal(2, queries, 2 * 72)
+
+    def values_and_gradients(implementation):
+        total = lambda *qkv: (attend(*qkv, mask, implementation) * weights).sum()  # noqa: E731
+        function, arrays = jax.value_and_grad(total, argnums=(0, 1, 2)), inputs
+        if mesh is not None:
+            devices = make_mesh(mesh)
+            function, arrays = traced_on(devices, function), jax.device_put(inputs, replicated(devices))
+        return jax.jit(function)(*arrays)
+
+    # Sums over up to 256 keys in another order: a few times float32's 1e-7 of values up to 5.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5),
+        values_and_gradients("flash"),
+        values_and_gradients("xla"),
+    )
+
+
+@pytest.mark.parametrize(("keys", "masked"), [(256, False), (258, True)])
+def test_cudnn_attention_is_lowered_for_gpus(keys, masked, monkeypatch):
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91_000)  # there is no GPU
+    monkeypatch.setattr(fused_attention_stablehlo, "check_compute_capability", lambda capability: True)
+    qkv = [jax.ShapeDtypeStruct((4, tokens, 16, 72), jnp.bfloat16) for tokens in (256, keys, keys)]
+    mask = jnp.ones((4, keys), bool) if masked else None
+    total = lambda *qkv: attend(*qkv, mask, "cudnn").astype(jnp.float32).sum()  # noqa: E731
+    program = jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(*qkv).lower(lowering_platforms=("cuda",)).as_text()
+    assert "fmhaSoftmaxBackward" in program or "__cudnn$fmha" in program
 
 
 def test_mlp_is_linear_tanh_gelu_linear():

@@ -72,6 +72,31 @@ def test_tensor_and_sequence_split_no_batch(config, shape, shards):
 
 
 @dataclasses.dataclass(frozen=True)
+class TorusDevice:
+    """As much of a TPU as the mesh looks at: its place in the slice."""
+
+    id: int
+    coords: tuple[int, ...]
+    device_kind: str
+    platform: str = "tpu"
+    process_index: int = 0
+    core_on_chip: int = 0
+
+
+@pytest.mark.parametrize(
+    "config", [MeshConfig(), MeshConfig(fsdp=8), MeshConfig(fsdp=4, sequence=2), MeshConfig(data=2, fsdp=-1, tensor=2)]
+)
+@pytest.mark.parametrize(("kind", "sides"), [("TPU v4", (4, 4, 4)), ("TPU v6 lite", (16, 16, 1))])
+def test_axes_need_not_line_up_with_the_sides_of_a_slice(kind, sides, config):
+    devices = [TorusDevice(i, coords, kind) for i, coords in enumerate(np.ndindex(*sides))]
+    mesh = make_mesh(config, devices)
+    assert set(mesh.devices.flat) == set(devices) and mesh.size == len(devices)
+    assert {axis: mesh.shape[axis] for axis, size in config.axes.items() if size != -1} == {
+        axis: size for axis, size in config.axes.items() if size != -1
+    }
+
+
+@dataclasses.dataclass(frozen=True)
 class SliceDevice:
     """What `mesh_utils` reads of a device of several slices."""
 
@@ -131,13 +156,15 @@ def test_slices_that_the_devices_or_the_data_axis_do_not_have_are_an_error(confi
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("batch_size", "near"), [(4, 8), (100, 96), (30, 32)])
-def test_batch_that_the_mesh_does_not_divide_is_an_error_with_a_size_that_it_does(batch_size, near):
+@pytest.mark.parametrize(("batch_size", "near", "sequence"), [(4, 8, 2), (100, 96, 2), (30, 32, 4), (5, 8, 8)])
+def test_batch_that_the_mesh_does_not_divide_is_an_error_with_what_it_does(batch_size, near, sequence):
     with pytest.raises(ValueError) as error:
         check_batch_size(batch_size, make_mesh(MeshConfig()), "config.training.global_batch_size")
     assert str(error.value) == (
-        f"config.training.global_batch_size={batch_size} must be divisible by the 8 devices that split it; try {near}"
+        f"config.training.global_batch_size={batch_size} must be divisible by the 8 devices that split it; try {near}, "
+        f"or let devices share an example: config.mesh.sequence={sequence}"
     )
+    check_batch_size(batch_size, make_mesh(MeshConfig(sequence=sequence)), "config.training.global_batch_size")
     check_batch_size(near, make_mesh(MeshConfig()), "config.training.global_batch_size")
 
 

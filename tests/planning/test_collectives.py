@@ -111,6 +111,16 @@ def test_a_chain_of_fusions_on_tpu_is_one_asynchronous_collective():
     assert summarize(parse_collectives(text, 2)) == {"all-gather": {"count": 1, "asynchronous": 1, "bytes": 16}}
 
 
+def test_a_collective_of_a_sparse_core_is_asynchronous():
+    text = program(
+        '%g.1.call-start = ((f32[4], token[]), f32[8]) call-start(%p, %t), async_execution_thread="sparsecore", '
+        "to_apply=%called_computation.7",
+        "%g.1.call-done = f32[8] call-done(%g.1.call-start)",
+        computations=BODY.replace("%body", "%called_computation.7"),
+    )
+    assert summarize(parse_collectives(text, 2)) == {"all-gather": {"count": 1, "asynchronous": 1, "bytes": 16}}
+
+
 def test_an_all_reduce_and_a_slice_in_one_fusion_on_tpu_are_a_reduce_scatter():
     scatter = """%all-reduce-scatter.1 (i: f32[16]) -> f32[4] {
   %r = f32[16]{0} all-reduce(%i), replica_groups={{0,1,2,3}}, to_apply=%add

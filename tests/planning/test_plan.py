@@ -15,7 +15,7 @@ import pytest
 
 from dit_jax.cli import plan as plan_verb
 from dit_jax.cli.main import main
-from dit_jax.config import MeshConfig, config_from_dict, config_to_dict
+from dit_jax.config import ComputeConfig, MeshConfig, config_from_dict, config_to_dict
 from dit_jax.parallel.chips import chip_of
 from dit_jax.parallel.mesh import make_mesh
 from dit_jax.planning import compiled, plan
@@ -133,29 +133,58 @@ def test_what_does_not_fit_comes_with_flags_that_need_less(tmp_path):
     assert (report["fits"], report["needed"], report["available"]) == (False, 20 * 2**30, 63 * 2**28)
     assert report["suggestions"] == [
         "--config.mesh.data=-1 --config.mesh.fsdp=2",
+        "--config.compute.remat=dots",
+        "--config.compute.remat=full",
         "--config.training.accumulation_steps=2",
         "--config.training.global_batch_size=4",
+        "a larger slice, or chips with more memory",
     ]
     report |= {"topology": "v5e:1x2", "chips": 2, "mesh": dict(mesh.shape), "global_batch_size": 8}
     text = "\n".join(plan_verb.describe(report, 1))
     assert "needs 20.00 GiB of the 15.75 GiB of a chip: DOES NOT FIT; try" in text
     for flags in report["suggestions"]:
-        overrides = dict(flag.removeprefix("--config.").split("=") for flag in flags.split())
-        assert all(key.split(".")[0] in ("mesh", "training") for key in overrides)
+        overrides = dict(flag.removeprefix("--config.").split("=") for flag in flags.split() if "=" in flag)
+        assert all(key.split(".")[0] in ("mesh", "compute", "training") for key in overrides)
+
+
+def test_what_does_not_fit_is_planned_again_until_it_does(tmp_path, monkeypatch):
+    tried = []
+
+    def plan_of(config, devices, sampler):
+        tried.append((config.mesh.fsdp, config.compute.remat))
+        if config.mesh.fsdp == 4:
+            raise ValueError("1152 must be divisible")
+        fits = config.compute.remat == enough
+        axes = {"data": config.mesh.data, "fsdp": config.mesh.fsdp}
+        suggestions = plan.suggest(config, {**axes, "data": 4 // config.mesh.fsdp})
+        return {"fits": fits, "needed": 2**30, "available": 2**31, "suggestions": suggestions}
+
+    monkeypatch.setattr(plan_verb, "plan_of", plan_of)
+    config, enough = latents_config(tmp_path, data=4), "full"
+    found = plan_verb.what_fits(config, [], False, plan_of(config, [], False))
+    assert tried == [(1, "none"), (4, "none"), (1, "dots"), (4, "dots"), (1, "full")]
+    assert found["flags"] == ["--config.compute.remat=full"] and found["plan"]["fits"]
+    assert plan_verb.recommended_line(found) == (
+        "recommended: --config.compute.remat=full: needs 1.00 GiB of 2.00 GiB, fits"
+    )
+    enough = "never"
+    assert plan_verb.what_fits(config, [], False, plan_of(config, [], False)) is None
 
 
 def test_nothing_is_suggested_that_is_already_done(tmp_path):
-    config = dataclasses.replace(latents_config(tmp_path), training=dataclasses.replace(dit_config(tmp_path).training))
+    config = dataclasses.replace(latents_config(tmp_path), compute=ComputeConfig(remat="full"))
     assert plan.suggest(config, {"data": 1, "fsdp": 8}) == ["a larger slice, or chips with more memory"]
-    config = adversarial_config(tmp_path)  # accumulation would not see the whole batch
-    assert plan.suggest(config, {"data": 1, "fsdp": 2}) == ["--config.training.global_batch_size=4"]
+    # Accumulation would not see the whole batch.
+    config = dataclasses.replace(adversarial_config(tmp_path), compute=ComputeConfig(remat="full"))
+    assert plan.suggest(config, {"data": 1, "fsdp": 2})[:-1] == ["--config.training.global_batch_size=4"]
 
 
 def test_a_sweep_tries_a_few_splits_and_recommends_the_fastest_that_fits(tmp_path):
     assert plan.fsdp_splits(256) == [1, 8, 64, 256]
     assert plan.fsdp_splits(4) == [1, 4] and plan.fsdp_splits(1) == [1]
     configs = plan.sweep_meshes(dit_config(tmp_path), 16)
-    assert [(c.mesh.data, c.mesh.fsdp) for c in configs] == [(16, 1), (2, 8), (1, 16)]
+    # Of its batch of 8: two devices share an example.
+    assert [(c.mesh.data, c.mesh.fsdp, c.mesh.sequence) for c in configs] == [(8, 1, 2), (1, 8, 2)]
     plans = [
         {"fits": False, "reason": "no"},
         {"fits": True, "predicted": {"seconds": 2.0}},
@@ -211,6 +240,7 @@ def test_a_tiny_config_is_planned_for_a_real_topology():
 
 def test_every_kind_of_memory_and_collective_is_printed(plans):
     report = plans["fsdp"] | {"topology": "v5e:2x4", "chips": 8, "mesh": {"data": 1, "fsdp": 8}, "global_batch_size": 8}
+    report["remat"] = "none"
     text = "\n".join(plan_verb.describe(report, 1))
     for word in (
         "fits",
@@ -226,7 +256,9 @@ def test_every_kind_of_memory_and_collective_is_printed(plans):
         assert word in text, word
     assert re.search(r"mesh data 1 x fsdp 8, batch 8", text)
     assert "predicted" in plan_verb.sweep_line(report)
-    assert plan_verb.recommendation(report["mesh"]) == "recommended: --config.mesh.data=1 --config.mesh.fsdp=8"
+    assert plan_verb.recommendation(report) == (
+        "recommended: --config.mesh.data=1 --config.mesh.fsdp=8 --config.compute.remat=none"
+    )
 
 
 def test_bytes_per_device_are_those_of_a_shard(plans):
