@@ -12,7 +12,7 @@ import pathlib
 import sys
 import time
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from dit_jax.cli.main import add_config_argument
 from dit_jax.config import Config, DataConfig, load_config
@@ -23,7 +23,7 @@ if typing.TYPE_CHECKING:
 
     from dit_jax.data.latent_cache import LatentCacheWriter, Plan, Shard
     from dit_jax.models.autoencoder import Codec
-    from dit_jax.types import Params
+    from dit_jax.types import Array, Params
 
 HELP = "writes the latent cache of a data set through a trained autoencoder"
 DTYPES = ("float16", "bfloat16")  # `latent_cache.DTYPES`, which is heavy to import
@@ -134,6 +134,18 @@ def check_autoencoder(config: Config, autoencoder_config: Config, workdir: str) 
         raise ValueError(f"config.data.image_size={ours.image_size} must be divisible by the autoencoder's {factor}")
 
 
+def make_encode(data: DataConfig) -> Callable[["Codec", "Array"], "Array"]:
+    """Returns the jitted (codec, images [B, H, W, C]) -> moments [B, F, h, w, k] of images and their mirrors."""
+    import jax
+    import jax.numpy as jnp
+
+    def encode(codec, images):
+        flips = [images, images[:, :, ::-1]] if data.horizontal_flip else [images]
+        return jnp.stack([codec.moments(flip) for flip in flips], axis=1)
+
+    return jax.jit(encode)
+
+
 class ShardEncoder:
     """Encodes the images of shards, all in batches of one shape, which start anew at each shard."""
 
@@ -143,15 +155,11 @@ class ShardEncoder:
 
         from dit_jax.data.sources import open_source
 
-        def encode(codec, images):
-            flips = [images, images[:, :, ::-1]] if data.horizontal_flip else [images]
-            return jnp.stack([codec.moments(flip) for flip in flips], axis=1)  # [B, F, h, w, k]
-
         self.data, self.codec, self.mesh, self.batch_size = data, codec, mesh, batch_size
         self._sources = {split: open_source(data, split) for split in (data.train_split, data.eval_split)}
-        self._encode = jax.jit(encode)
+        self._encode = make_encode(data)
         images = jax.ShapeDtypeStruct((batch_size, data.image_size, data.image_size, data.channels), jnp.float32)
-        self.shape = jax.eval_shape(encode, codec, images).shape[1:]  # (F, h, w, k)
+        self.shape = jax.eval_shape(self._encode, codec, images).shape[1:]  # (F, h, w, k)
 
     def batches(self, shard: "Shard") -> Iterator[tuple["np.ndarray", Sequence[int], Sequence[dict]]]:
         """Yields the moments [B, F, h, w, k] float32, labels and extra fields of a shard's images in order."""

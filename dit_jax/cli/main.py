@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 
-VERBS = ("train", "encode", "sample", "evaluate", "convert", "plan", "info", "report")
+VERBS = ("train", "encode", "sample", "evaluate", "convert", "plan", "benchmark", "info", "report")
 CONFIG_FLAG = "--config."
 
 

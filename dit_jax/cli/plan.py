@@ -135,19 +135,11 @@ def train_program(config: Config, mesh: "Mesh") -> "Program":
     """Returns the step that `dit-jax train` runs, with its arguments' shapes and shardings."""
     from dit_jax.models.autoencoder import FROZEN_WITH_ENCODER
     from dit_jax.planning.plan import Program
-    from dit_jax.training.autoencoder_step import make_autoencoder_gradients, make_observe
-    from dit_jax.training.diffusion_step import make_diffusion_loss
-    from dit_jax.training.loop import build_update
     from dit_jax.training.state import abstract_state
-    from dit_jax.training.step import gradients_of, jit_train_step
+    from dit_jax.training.step import jit_train_step
 
-    if config.latents is not None and config.latents.scale is None:  # a run reads it from its cache
-        config = dataclasses.replace(config, latents=dataclasses.replace(config.latents, scale=1.0))
-    if config.stage == "autoencoder":
-        gradient_fn, observe = make_autoencoder_gradients(config), make_observe(config)
-    else:
-        gradient_fn, observe = gradients_of(make_diffusion_loss(config), config.training.accumulation_steps), None
-    optimizer, train_step = build_update(config, gradient_fn, observe)
+    config = with_scale(config)
+    optimizer, train_step = update_of(config)
     frozen = FROZEN_WITH_ENCODER if config.autoencoder and config.autoencoder.frozen_encoder else ()
     state, constants = abstract_state(config, optimizer, mesh), abstract_constants(config, mesh)
     parts = {
@@ -162,6 +154,26 @@ def train_program(config: Config, mesh: "Mesh") -> "Program":
         trained = (trained, state.loss_state.params)
     args = (state, abstract_batch(config, mesh), constants)
     return Program("train", jit_train_step(train_step, state), args, parts, trained)
+
+
+def with_scale(config: Config) -> Config:
+    """Returns the config with a scale of its latents, which a run reads from its cache: any will do to compile."""
+    if config.latents is None or config.latents.scale is not None:
+        return config
+    return dataclasses.replace(config, latents=dataclasses.replace(config.latents, scale=1.0))
+
+
+def update_of(config: Config) -> tuple:
+    """Returns the optimizer and the update of the config's stage, not yet jitted (`training.loop.build_update`)."""
+    from dit_jax.training.autoencoder_step import make_autoencoder_gradients, make_observe
+    from dit_jax.training.diffusion_step import make_diffusion_loss
+    from dit_jax.training.loop import build_update
+    from dit_jax.training.step import gradients_of
+
+    if config.stage == "autoencoder":
+        return build_update(config, make_autoencoder_gradients(config), make_observe(config))
+    gradient_fn = gradients_of(make_diffusion_loss(config), config.training.accumulation_steps)
+    return build_update(config, gradient_fn, None)
 
 
 def sampler_program(config: Config, mesh: "Mesh") -> "Program":

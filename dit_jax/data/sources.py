@@ -88,6 +88,15 @@ def prepare(data: DataConfig) -> str:
     return _prepared(data).origin
 
 
+def is_prepared(data: DataConfig) -> bool:
+    """Returns whether the data set is on this machine already, so that opening it fetches nothing."""
+    return (
+        pathlib.Path(data.name).expanduser().is_dir()
+        if _is_folder(data.name)
+        else _make_builder(data).data_path.exists()
+    )
+
+
 def source_identity(data: DataConfig) -> dict[str, Any]:
     """Returns what determines the images of a run, as JSON values: the same on every machine that has the same data."""
     identity = {"name": data.name}

@@ -1,7 +1,8 @@
 """What an accelerator chip can do at best, by the name that JAX gives its devices.
 
 Every figure is its vendor's, of one chip: dense bfloat16 matmuls, memory, and all links to other chips together in one
-direction (Google Cloud's pages on v4, v5e, v5p, v6e and TPU7x; where those give both directions, half of it).
+direction (Google Cloud's pages on v4, v5e, v5p, v6e and TPU7x, and table 4 of arXiv:2304.01433 for v3; NVIDIA's data
+sheets, without sparsity, the links being NVLink; where those give both directions, half of it).
 """
 
 import dataclasses
@@ -34,11 +35,17 @@ class Chip:
 
 
 CHIPS = {  # by `device_kind`
+    "TPU v3": Chip("v3", 123e12, 32 * GIB, 900 * GB, 280 * GB, devices=2),
     "TPU v4": Chip("v4", 275e12, 32 * GIB, 1228 * GB, 300 * GB),
     "TPU v5 lite": Chip("v5e", 197e12, 16 * GIB, 819 * GB, 200 * GB),
     "TPU v5": Chip("v5p", 459e12, 95 * GIB, 2765 * GB, 600 * GB),
     "TPU v6 lite": Chip("v6e", 918e12, 32 * GIB, 1640 * GB, 400 * GB),
     "TPU7x": Chip("tpu7x", 2307e12, 192 * GIB, 7380 * GB, 600 * GB, devices=2),
+    "NVIDIA A100-SXM4-40GB": Chip("A100 40GB", 312e12, 40 * GB, 1555 * GB, 300 * GB),
+    "NVIDIA A100-SXM4-80GB": Chip("A100 80GB", 312e12, 80 * GB, 2039 * GB, 300 * GB),
+    "NVIDIA H100 80GB HBM3": Chip("H100", 989e12, 80 * GB, 3350 * GB, 450 * GB),
+    "NVIDIA H200": Chip("H200", 989e12, 141 * GB, 4800 * GB, 450 * GB),
+    "NVIDIA B200": Chip("B200", 2250e12, 192 * GB, 8000 * GB, 900 * GB),
 }
 
 
