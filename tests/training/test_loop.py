@@ -9,10 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.array import ArrayImpl
 
 import dit_jax
 from dit_jax.checkpoint import Checkpoints, find_checkpoint
@@ -132,13 +135,90 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(folder, tmp_path)
         train(config, tmp_path)
 
 
-def test_the_step_reads_nothing_from_the_device_between_logs(folder, tmp_path, monkeypatch):
-    config = autoencoder_config(folder, num_train_steps=12, log_every_steps=12, eval_every_steps=12)
-    fetched = []
-    fetch = loop.MetricsWindow.fetch
-    monkeypatch.setattr(loop.MetricsWindow, "fetch", lambda self, keep: fetched.append(keep) or fetch(self, keep))
-    train(config, tmp_path)
-    assert fetched == [1, 0]  # at the first step, which has nothing before it to fetch, and at the last
+@pytest.fixture
+def fetches(monkeypatch):
+    """The (steps dispatched, how) of all that is read from a device, or waited for, in a run; steps are guarded.
+
+    JAX's guard of transfers to the host sees none on CPU, whose memory is the host's: so what reads is watched. Its
+    guard of transfers to the device holds: but for its first call, which compiles, a step takes arrays of devices only.
+    """
+    seen, dispatched = [], 0
+
+    def watched(owner, name, reads):
+        method = getattr(owner, name)
+
+        def call(*args, **kwargs):
+            if reads(*args):
+                seen.append((dispatched, name))
+            return method(*args, **kwargs)
+
+        return call
+
+    def guarded(train_step, state):
+        step_fn = jit_train_step(train_step, state)
+
+        def call(*args):
+            nonlocal dispatched
+            dispatched += 1
+            with jax.transfer_guard_host_to_device("disallow" if dispatched > 1 else "allow"):
+                return step_fn(*args)
+
+        return call
+
+    jit_train_step = loop.jit_train_step
+    monkeypatch.setattr(loop, "jit_train_step", guarded)
+    for name in ("__array__", "__float__", "__int__", "__bool__", "block_until_ready", "copy_to_host_async"):
+        monkeypatch.setattr(ArrayImpl, name, watched(ArrayImpl, name, lambda *_: True))
+    for name in ("asarray", "array"):  # these read the memory of a CPU's array directly
+        monkeypatch.setattr(np, name, watched(np, name, lambda x, *_: isinstance(x, jax.Array)))
+    return seen
+
+
+@pytest.mark.parametrize("stage", TASKS)
+def test_the_step_reads_nothing_from_the_device_between_logs(stage, folder, tmp_path, fetches):
+    steps = {"num_train_steps": 22, "log_every_steps": 10, "eval_every_steps": 22, "checkpoint_every_steps": 22}
+    train(CONFIGS[stage](folder, **steps), tmp_path)
+    # Metrics are logged one step late: those up to step 10 after step 11 was started.
+    assert {dispatched for dispatched, _ in fetches if dispatched > 0} == {11, 21, 22}
+
+
+@pytest.mark.parametrize("stage", TASKS)
+def test_the_step_compiles_once_a_start_whatever_comes_between_steps(stage, folder, tmp_path):
+    compiled = []
+
+    def listen(event, _, fun_name="", **others):
+        if event.endswith("backend_compile_duration") and "train_step" in fun_name:
+            compiled.append(fun_name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        train(CONFIGS[stage](folder, num_train_steps=6), tmp_path)  # evaluated and saved at steps 2, 4 and 6
+        assert len(compiled) == 1
+        train(CONFIGS[stage](folder, num_train_steps=8), tmp_path)
+        assert len(compiled) == 2
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_metrics_tell_the_share_of_time_that_went_into_waiting_for_data(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(loop, "time", types.SimpleNamespace(monotonic=lambda: now))
+    window = loop.MetricsWindow(0)
+    for _ in range(2):
+        with window.waiting_for_data():
+            now += 3.0
+        window.add({"loss": jnp.ones(())})
+        now += 1.0
+    assert window.fetch(keep=0) == (2, {"loss": 1.0, "steps_per_second": 0.25, "data_wait": 0.75})
+    window.add({"loss": jnp.ones(())})
+    now += 1.0
+    assert window.fetch(keep=0)[1]["data_wait"] == 0.0
+
+
+def test_the_log_tells_when_the_first_step_was_finished(folder, tmp_path):
+    train(dit_config(folder), tmp_path)
+    lines = [line for line in (tmp_path / "log.txt").read_text().splitlines() if "first step after" in line]
+    assert len(lines) == 1 and lines[0].endswith("s of them compiling it")
 
 
 @pytest.mark.parametrize("stage", TASKS)
