@@ -46,6 +46,21 @@ def attend(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
     On a mesh that splits the tokens each device has the queries of its own, and gathers the keys and values of all.
     """
     q, k, v = constrain(q, QUERIES), constrain(k, KEYS), constrain(v, KEYS)
-    mask = None if mask is None else mask[:, None, None]
-    attended = jax.nn.dot_product_attention(q, k, v, mask=mask)
+    attended = attend_by_xla(q, k, v, mask)
     return constrain(rearrange(attended, "b t n d -> b t (n d)"), HIDDEN)
+
+
+def attend_by_xla(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
+    """Returns [B, T, N, d] of q [B, T, N, d], k, v [B, S, N, d] and mask [B, S] bool or None, written out in einsums.
+
+    What can be done to [T, d] numbers is not done to [T, S]: the scale is the queries', and the softmax's sum divides
+    the output. On CPU that makes it twice as fast as `jax.nn.dot_product_attention`.
+    """
+    logits = jnp.einsum("btnd,bsnd->bnts", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    if mask is not None:
+        logits = jnp.where(mask[:, None, None], logits, jnp.finfo(jnp.float32).min)
+    largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+    weights = jnp.exp(logits - largest)  # [B, N, T, S], up to their sum
+    attended = jnp.einsum("bnts,bsnd->bntd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    attended = attended / weights.sum(axis=-1, keepdims=True)
+    return rearrange(attended, "b n t d -> b t n d").astype(q.dtype)
