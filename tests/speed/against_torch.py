@@ -11,8 +11,11 @@ windows: above 1, JAX is the faster.
 import argparse
 import dataclasses
 import multiprocessing
+import os
 import statistics
 import time
+
+from dit_jax.cli.main import HUGE_PAGES
 
 NUM_SAMPLING_STEPS = 50
 CFG_SCALE = 4.0
@@ -32,7 +35,9 @@ def main():
     parser.add_argument("--adamw", default="default", choices=("default", "foreach", "fused"), help="PyTorch's")
     parser.add_argument("--threads", type=int, default=2, help="PyTorch's; JAX has one a core")
     args = parser.parse_args()
-    with Side(torch_side, args) as theirs, Side(jax_side, args) as ours:
+    theirs = Side(torch_side, args)
+    os.environ.setdefault("GLIBC_TUNABLES", f"{HUGE_PAGES}=1")  # as the program has it
+    with theirs, Side(jax_side, args) as ours:
         sides = {"torch": theirs, "jax": ours}
         counts = {name: max(1, round(args.seconds / side.seconds(2))) for name, side in sides.items()}
         pairs = []
