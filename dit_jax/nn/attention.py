@@ -4,13 +4,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jax.experimental.pallas.ops.tpu.splash_attention import (
-    BlockSizes,
-    FullMask,
-    MultiHeadMask,
-    SegmentIds,
-    make_splash_mha_single_device,
-)
 from jax.sharding import PartitionSpec
 
 from dit_jax.nn.constraints import AXES, HIDDEN, KEYS, QUERIES, axis_size, constrain, partition
@@ -58,18 +51,35 @@ def attend(q: Array, k: Array, v: Array, mask: Array | None, implementation: str
       implementation: "xla", "cudnn" or "flash" (`config.ComputeConfig.attention`).
     """
     q, k, v = constrain(q, QUERIES), constrain(k, KEYS), constrain(v, KEYS)
-    if implementation == "flash":
-        attended = flash_attention(q, k, v, mask)
-    else:
-        if mask is not None:  # cuDNN wants a row for each query
-            rows = q.shape[1] if implementation == "cudnn" else 1
-            mask = jnp.broadcast_to(mask[:, None, None], (len(mask), 1, rows, k.shape[1]))
-        attended = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=implementation)
+    attended = {"xla": attend_by_xla, "cudnn": attend_by_cudnn, "flash": attend_by_flash}[implementation](q, k, v, mask)
     return constrain(rearrange(attended, "b t n d -> b t (n d)"), HIDDEN)
 
 
-def flash_attention(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
-    """Returns [B, T, N, d] by JAX's splash attention kernel for TPU, each device's part by itself; arguments as above.
+def attend_by_xla(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
+    """Returns [B, T, N, d] of q [B, T, N, d], k, v [B, S, N, d] and mask [B, S] bool or None, written out in einsums.
+
+    What can be done to [T, d] numbers is not done to [T, S]: the scale is the queries', and the softmax's sum divides
+    the output. On CPU that makes it twice as fast as `jax.nn.dot_product_attention`.
+    """
+    logits = jnp.einsum("btnd,bsnd->bnts", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    if mask is not None:
+        logits = jnp.where(mask[:, None, None], logits, jnp.finfo(jnp.float32).min)
+    largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+    weights = jnp.exp(logits - largest)  # [B, N, T, S], up to their sum
+    attended = jnp.einsum("bnts,bsnd->bntd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    attended = attended / weights.sum(axis=-1, keepdims=True)
+    return rearrange(attended, "b n t d -> b t n d").astype(q.dtype)
+
+
+def attend_by_cudnn(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
+    """Returns the same by cuDNN's fused kernel, for NVIDIA's GPUs; bfloat16."""
+    if mask is not None:  # which cuDNN wants with a row for each query
+        mask = jnp.broadcast_to(mask[:, None, None], (len(mask), 1, q.shape[1], k.shape[1]))
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
+
+
+def attend_by_flash(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
+    """Returns the same by JAX's splash attention kernel for TPU, each device's part by itself.
 
     No device holds the attention's weights: the kernel makes them by blocks, in the backward pass again.
     """
@@ -82,6 +92,8 @@ def flash_attention(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
 
 
 def _flash_attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash  # takes a second, which few runs need
+
     (num_queries, num_heads, head_dim), num_keys = q.shape[1:], k.shape[1]
     block_q, block_k = (_block_size(n) for n in (num_queries, num_keys))
     q, k, v = (rearrange(x, "b t n d -> b n t d") for x in (q * head_dim**-0.5, k, v))
@@ -89,10 +101,10 @@ def _flash_attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
     q = jnp.pad(q, ((0, 0), (0, 0), (0, pad_q), (0, 0)))
     k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, pad_k), (0, 0))) for x in (k, v))
     # A query attends to the keys of its own segment: 1 are those that are there, 0 masked ones and padding.
-    segments = SegmentIds(
+    segments = splash.SegmentIds(
         jnp.ones((q.shape[0], q.shape[2]), jnp.int32), jnp.pad(mask.astype(jnp.int32), ((0, 0), (0, pad_k)))
     )
-    sizes = BlockSizes(
+    sizes = splash.BlockSizes(
         block_q=block_q,
         block_kv=block_k,
         block_q_dkv=block_q,
@@ -100,8 +112,8 @@ def _flash_attention(q: Array, k: Array, v: Array, mask: Array) -> Array:
         block_kv_dkv_compute=block_k,
         use_fused_bwd_kernel=True,
     )
-    everything = MultiHeadMask([FullMask((q.shape[2], k.shape[2]))] * num_heads)
-    kernel = make_splash_mha_single_device(everything, block_sizes=sizes)
+    everything = splash.MultiHeadMask([splash.FullMask((q.shape[2], k.shape[2]))] * num_heads)
+    kernel = splash.make_splash_mha_single_device(everything, block_sizes=sizes)
     attended = jax.vmap(kernel)(q, k, v, segments)
     return rearrange(attended[:, :, :num_queries], "b n t d -> b t n d")
 

@@ -1,6 +1,7 @@
 """The program: bad input gives one line and a non-zero exit; help is quick; the verbs work one after the other."""
 
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -137,6 +138,27 @@ def test_help_imports_nothing_heavy(verb):
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "--" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    {
+        None: "glibc.malloc.hugetlb=1",
+        "glibc.malloc.arena_max=8": "glibc.malloc.arena_max=8:glibc.malloc.hugetlb=1",
+        "glibc.malloc.hugetlb=0": "glibc.malloc.hugetlb=0",
+    }.items(),
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="it is Linux that has these huge pages")
+def test_program_goes_on_as_the_same_process_with_huge_pages_unless_told_otherwise(before, after):
+    code = (
+        "import os, sys\nfrom dit_jax.cli.main import use_huge_pages\nuse_huge_pages()\n"
+        "print(os.getpid(), *sys.argv[1:], os.environ['GLIBC_TUNABLES'])"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    environment |= {} if before is None else {"GLIBC_TUNABLES": before}
+    command = [sys.executable, "-c", code, "an argument"]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.communicate()[0] == f"{process.pid} an argument {after}\n"
 
 
 TRAIN = ("train", "--config={root}/dit.py", "--workdir={tmp}/w")

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo
+from jax.experimental.pallas.ops.tpu import splash_attention
 
 from dit_jax.config import MeshConfig
-from dit_jax.nn import attention
 from dit_jax.nn.attention import SelfAttention, attend
 from dit_jax.nn.linear import Linear
 from dit_jax.nn.mlp import Mlp
@@ -96,8 +96,8 @@ def test_attention_is_equivariant_to_permutations_of_tokens():
     [(128, 128, False, None), (66, 130, True, None), (256, 256, False, MeshConfig(data=2, tensor=2, sequence=2))],
 )
 def test_flash_attention_equals_xlas(queries, keys, masked, mesh, monkeypatch):
-    interpreted = functools.partial(attention.make_splash_mha_single_device, interpret=True)  # there is no TPU
-    monkeypatch.setattr(attention, "make_splash_mha_single_device", interpreted)
+    interpreted = functools.partial(splash_attention.make_splash_mha_single_device, interpret=True)  # there is no TPU
+    monkeypatch.setattr(splash_attention, "make_splash_mha_single_device", interpreted)
     mask = np.arange(keys) % 3 > np.arange(2)[:, None] if masked else None
     inputs = [normal(2, tokens, 2, 72, seed=i) for i, tokens in enumerate((queries, keys, keys))]
     weights = normal(2, queries, 2 * 72)

@@ -9,7 +9,9 @@ from tests.pretrained.position_table import position_table
 
 
 class Attention(nn.Module):
-    """Self-attention with a fused projection."""
+    """Self-attention with a fused projection; `fused`: by PyTorch's own kernel, as newer versions of timm have it."""
+
+    fused = False
 
     def __init__(self, width, num_heads):
         super().__init__()
@@ -19,8 +21,11 @@ class Attention(nn.Module):
     def forward(self, x):
         batch, tokens, width = x.shape
         q, k, v = self.qkv(x).view(batch, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
-        weights = torch.softmax(q @ k.mT / (width / self.num_heads) ** 0.5, dim=-1)
-        return self.proj((weights @ v).transpose(1, 2).reshape(batch, tokens, width))
+        if self.fused:
+            attended = F.scaled_dot_product_attention(q, k, v)
+        else:
+            attended = torch.softmax(q @ k.mT / (width / self.num_heads) ** 0.5, dim=-1) @ v
+        return self.proj(attended.transpose(1, 2).reshape(batch, tokens, width))
 
 
 class Mlp(nn.Module):
@@ -81,7 +86,6 @@ class TorchDiT(nn.Module):
         table = position_table(height // patch_size, width)
         self.register_buffer("pos_embed", torch.from_numpy(table.astype(np.float32))[None])
 
-    @torch.no_grad()
     def forward(self, x, t, labels):
         height, p = x.shape[-1], self.patch_size
         x = self.x_embedder.proj(x).flatten(2).mT + self.pos_embed
@@ -100,4 +104,4 @@ def random_dit(seed=0, scale=0.02, **shape):
     model = TorchDiT(**shape)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=scale)
-    return model.eval()
+    return model.eval().requires_grad_(False)
