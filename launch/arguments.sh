@@ -60,6 +60,11 @@ require_number() {
   [[ $2 =~ ^[1-9][0-9]*$ ]] || fail "--$1=$2 must be a positive whole number"
 }
 
+# require_program NAME REMEDY: stops unless the program can be run; a dry run needs none.
+require_program() {
+  $dry_run || command -v "$1" >/dev/null || fail "$1 must be on PATH; $2"
+}
+
 # absolute PATH FOLDER: prints PATH as it is from FOLDER.
 absolute() {
   if [[ $1 == /* ]]; then echo "$1"; else echo "$2/$1"; fi

@@ -42,6 +42,7 @@ parse_arguments "$@"
 where=()
 if [[ -n $namespace ]]; then where=(--namespace "$namespace"); fi
 
+require_program kubectl "see https://kubernetes.io/docs/tasks/tools"
 # shellcheck disable=SC2154 # parse_arguments sets the switches
 if $delete; then
   run kubectl delete jobset "$name" "${where[@]}" --ignore-not-found

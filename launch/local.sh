@@ -34,9 +34,26 @@ else
   source launch/environment.sh ""
 fi
 
+# Prints which accelerators this machine has: tpu or gpu, or nothing.
+accelerator() {
+  if compgen -G '/dev/accel[0-9]*' >/dev/null || compgen -G '/dev/vfio/[0-9]*' >/dev/null; then
+    echo tpu
+  elif command -v nvidia-smi >/dev/null; then
+    echo gpu
+  fi
+}
+
 settings=()
 if ((processes > 1)); then devices_per_process=${devices_per_process:-1}; fi
-if [[ -n $devices_per_process ]]; then settings+=(JAX_PLATFORMS=cpu "JAX_NUM_CPU_DEVICES=$devices_per_process"); fi
+if [[ -n $devices_per_process ]]; then
+  settings+=(JAX_PLATFORMS=cpu "JAX_NUM_CPU_DEVICES=$devices_per_process")
+else
+  platform=$(accelerator)
+  if [[ -n $platform ]]; then
+    # shellcheck source=launch/xla_flags.sh
+    if $dry_run; then show source launch/xla_flags.sh "$platform"; else source launch/xla_flags.sh "$platform"; fi
+  fi
+fi
 command=(dit-jax train "--config=$config" "--workdir=$workdir" ${overrides[@]+"${overrides[@]}"})
 
 scratch='' pids=() printers=() timer='' interrupted=false

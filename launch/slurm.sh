@@ -35,11 +35,13 @@ job_name() {
 }
 
 if [[ -n $cancel ]]; then
+  require_program scancel "run this on a login node of the cluster"
   run scancel --me --name "$(job_name "$(absolute "$cancel" "$caller")")"
   exit
 fi
 
 require_config_and_workdir
+require_program sbatch "run this on a login node of the cluster"
 require_number nodes "$nodes"
 require_number gpus "$gpus"
 require_number cpus "$cpus"
@@ -60,7 +62,8 @@ cd -- ${PWD@Q}
 source launch/environment.sh gpu
 source launch/xla_flags.sh gpu
 code=0
-srun --kill-on-bad-exit=1 --label$command || code=\$?
+# Since SLURM 22.05 a step does not inherit the job's --cpus-per-task.
+srun --cpus-per-task=$cpus --kill-on-bad-exit=1 --label$command || code=\$?
 if ((code == 75)); then # it was told to make way, has saved, and wants to be started again
   scontrol requeue "\$SLURM_JOB_ID"
 fi

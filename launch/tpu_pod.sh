@@ -52,9 +52,11 @@ state_of_request() {
   echo "${state:-NONE}"
 }
 
+require_program gcloud "see https://cloud.google.com/sdk/docs/install"
 # shellcheck disable=SC2154 # parse_arguments sets the switches
 if $delete; then
-  if ! $dry_run && [[ $(state_of_request) == NONE ]]; then
+  if ! $dry_run; then state=$(state_of_request) || fail "gcloud could not look for $name (see above)"; fi
+  if [[ ${state:-} == NONE ]]; then
     echo "there is no queued resource $name in $zone"
     exit
   fi
@@ -103,10 +105,15 @@ await_slices() {
   local state told=''
   while true; do
     state=$(state_of_request) || state=UNKNOWN
+    # Later the network may be to blame, and it comes back; at first it is what was asked for.
+    if [[ $state == UNKNOWN && -z $told ]] && ! $requested; then fail "gcloud could not look for $name (see above)"; fi
     if [[ $state != "$told" ]]; then echo "$(date +%T) $name is $state" && told=$state; fi
     case $state in
-      ACTIVE) return ;;
-      NONE) create_slices && continue ;;
+      ACTIVE) requested=true && return ;;
+      NONE)
+        if create_slices; then requested=true && continue; fi
+        $requested || fail "gcloud could not request $name (see above)"
+        ;;
       FAILED | SUSPENDED) delete_slices || true ;;
     esac
     sleep "$POLL_SECONDS"
@@ -161,7 +168,7 @@ if $dry_run; then
 fi
 
 pack
-verb=start crashes=0
+verb=start crashes=0 requested=false
 while true; do
   await_slices
   code=''

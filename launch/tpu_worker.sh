@@ -9,7 +9,9 @@ state=$HOME/dit_jax_run
 GRACE_SECONDS=60 # that a process has to end before it is killed
 
 is_running() {
-  [[ -e $state/pid && ! -e $state/code ]] && kill -0 "$(<"$state/pid")" 2>/dev/null
+  [[ -e $state/pid && ! -e $state/code ]] || return 1
+  # After the worker was started anew, another program may have the number.
+  [[ $(tr '\0' ' ' 2>/dev/null <"/proc/$(<"$state/pid")/cmdline") == *"dit-jax train"* ]]
 }
 
 # Whether there is a Python that launch/environment.sh takes: the TPU software on Ubuntu 22.04 comes with 3.10.

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +33,12 @@ class Shell:
         path = (folder or self.programs) / name
         path.write_text(f"#!/usr/bin/env bash\n{text}\n")
         path.chmod(0o755)
+
+    def hide_programs(self) -> None:
+        """Leaves on PATH our own programs, and what a script needs to say that another is missing."""
+        for name in ("bash", "dirname"):
+            (self.programs / name).symlink_to(shutil.which(name))
+        self.environment["PATH"] = str(self.programs)
 
     def start(self, script: str, *arguments: str, **popen) -> subprocess.Popen:
         """Starts `launch/SCRIPT` in the test's folder; its output is one stream."""

@@ -80,6 +80,16 @@ def test_a_process_that_asks_for_it_is_started_again(shell):
     assert "--config.seed=1" in output
 
 
+@pytest.mark.parametrize("options", [[], ["--devices-per-process=1"]])
+def test_a_machine_with_gpus_gets_their_compiler_flags(shell, options):
+    shell.program("nvidia-smi", "")
+    dit_jax(shell, 'echo "flags: ${XLA_FLAGS:-none}"')
+    flags = shell.run("local.sh", "c.py", "w", *options).split("flags: ")[1]
+    assert ("none" in flags) if options else flags.startswith("--xla_gpu_"), flags
+    dry = shell.run("local.sh", "c.py", "w", *options, "--dry-run")
+    assert ("source launch/xla_flags.sh gpu" in dry) is not bool(options)
+
+
 def test_an_interrupt_ends_all_processes(shell):
     dit_jax(shell, 'trap "echo ended; exit 143" TERM; echo ready; while true; do sleep 0.1; done')
     process = shell.start("local.sh", "c.py", "w", "--processes=2")

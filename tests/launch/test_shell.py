@@ -26,3 +26,18 @@ def test_help_tells_every_option(name):
     declared = [line for line in script.read_text().splitlines() if "options=(" in line or "switches=(" in line]
     names = " ".join(part.split(")")[0] for line in declared for part in line.split("(")[1:]).split()
     assert names and all(f"--{option}" in text for option in names)
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "program"),
+    [
+        ("tpu_pod.sh", ["--delete", "--name=pod", "--zone=us-east5-b"], "gcloud"),
+        ("gke.sh", ["--delete", "--name=xl2"], "kubectl"),
+        ("slurm.sh", ["configs/dit_imagenet.py:XL/2", "w"], "sbatch"),
+        ("slurm.sh", ["--cancel", "w"], "scancel"),
+    ],
+)
+def test_a_missing_client_is_one_line(shell, script, arguments, program):
+    shell.hide_programs()
+    output = shell.run(script, *arguments, code=2)
+    assert f"error: {program} must be on PATH" in output and output.count("\n") == 1

@@ -1,5 +1,6 @@
 """launch/tpu_pod.sh through create, run, preempt, resume and delete, with a gcloud that only pretends."""
 
+import os
 import tempfile
 
 import pytest
@@ -10,7 +11,7 @@ GCLOUD = r"""
 echo "gcloud ${*@Q}" >>"$FAKE/calls"
 state=$(cat "$FAKE/state" 2>/dev/null)
 case "$*" in
-  *queued-resources\ create*) echo WAITING_FOR_RESOURCES >"$FAKE/state" ;;
+  *queued-resources\ create*) [[ ! -e $FAKE/refuse ]] && echo WAITING_FOR_RESOURCES >"$FAKE/state" ;;
   *queued-resources\ delete*) rm -f "$FAKE/state" ;;
   *queued-resources\ list*)
     echo "$state"
@@ -89,6 +90,15 @@ def test_a_run_that_crashes_again_and_again_is_given_up(gcloud):
     assert verbs(gcloud).count("follow") == 6
 
 
+def test_what_gcloud_refuses_at_first_is_told_at_once(gcloud):
+    (gcloud.folder / "refuse").touch()
+    output = gcloud.run("tpu_pod.sh", *ARGUMENTS, TYPE, code=2)
+    assert "gcloud could not request pod" in output and verbs(gcloud) == ["create"]
+    gcloud.program("gcloud", "exit 1")
+    for arguments in ([*ARGUMENTS, TYPE], ["--delete", *ARGUMENTS[2:]]):
+        assert "gcloud could not look for pod" in gcloud.run("tpu_pod.sh", *arguments, code=2)
+
+
 def test_delete_deletes_what_there_is(gcloud):
     assert "there is no queued resource pod" in gcloud.run("tpu_pod.sh", "--delete", *ARGUMENTS[2:])
     (gcloud.folder / "state").write_text("ACTIVE\n")
@@ -137,6 +147,9 @@ def test_a_worker_starts_once_tells_its_end_and_restarts(shell):
     wait = "while [[ ! -e $FAKE/done ]]; do sleep 0.1; done"
     shell.program("dit-jax", f'echo "$*" >>$FAKE/runs; echo working; {wait}; exit 75', shell.folder / "venv" / "bin")
     arguments = "configs/dit_imagenet.py:XL/2", "~/gcs/bucket/w", "--config.latents.path=~/latents"
+    shell.run("tpu_worker.sh", "is-running", code=1)
+    (shell.folder / "dit_jax_run").mkdir()
+    (shell.folder / "dit_jax_run" / "pid").write_text(str(os.getpid()))  # of before the worker was started anew
     shell.run("tpu_worker.sh", "is-running", code=1)
     shell.run("tpu_worker.sh", "install")
     shell.run("tpu_worker.sh", "start", *arguments)
