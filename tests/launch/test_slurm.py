@@ -44,7 +44,8 @@ def test_a_job_is_submitted_once_requeued_when_it_asks_and_cancelled(slurm):
     assert [call for call in slurm.calls() if call.startswith("scontrol")] == ["scontrol requeue 7"]
     workdir = slurm.folder / "xl2"
     assert slurm.calls()[-1] == (
-        f"srun --cpus-per-task=12 --kill-on-bad-exit=1 --label dit-jax train --config={CONFIG} --workdir={workdir} {override}"
+        "srun --cpus-per-task=12 --kill-on-bad-exit=1 --label "
+        f"dit-jax train --config={CONFIG} --workdir={workdir} {override}"
     )
     slurm.run("slurm.sh", "--cancel", "xl2")
     name = slurm.calls()[-1].split()[-1]
