@@ -147,7 +147,7 @@ def prefetch(batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, batch_size: i
     try:
         queue = collections.deque(thread.submit(load) for _ in range(depth))
         while (batch := queue.popleft().result()) is not None:
-            queue.append(thread.submit(load))
             yield batch
+            queue.append(thread.submit(load))
     finally:
         thread.shutdown(wait=False, cancel_futures=True)

@@ -1,6 +1,7 @@
 """The mesh's sizes, and batches on it, over the eight virtual devices of the tests."""
 
 import dataclasses
+import queue
 
 import jax
 import numpy as np
@@ -202,15 +203,27 @@ def test_prefetched_batches_come_whole_and_in_order(count, depth):
 
 
 def test_prefetch_reads_ahead_by_its_depth_and_no_further():
-    read = []
+    read = queue.Queue()
 
     def source():
         for i, batch in enumerate(batches(10)):
-            read.append(i)
+            read.put(i)
             yield batch
 
     arrays = prefetch(source(), make_mesh(MeshConfig()), 16, depth=3)
-    assert read == []  # nothing before the first is asked for
-    for asked in range(5):
+    assert read.empty()  # nothing before the first is asked for
+    for expected in ([0, 1, 2], [3], [4], [5], [6]):
         next(arrays)
-        assert read == list(range(asked + 3))
+        assert [read.get(timeout=60) for _ in expected] == expected
+        assert read.empty()
+
+
+def test_an_error_of_the_source_reaches_whoever_asks_for_its_batch():
+    def source():
+        yield batches(1)[0]
+        raise ValueError("cannot read image 7")
+
+    arrays = prefetch(source(), make_mesh(MeshConfig()), 16)
+    next(arrays)
+    with pytest.raises(ValueError, match="cannot read image 7"):
+        next(arrays)
