@@ -1,5 +1,6 @@
 """What tests of the launch scripts share: an environment in which nothing is installed, and clients that pretend."""
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -52,16 +53,23 @@ class Shell:
             text=True,
             # Bash neither traps nor hands on a signal that it was started to ignore, as in the background it is.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            start_new_session=True,
             **popen,
         )
 
+    def end(self, process: subprocess.Popen) -> None:
+        """Kills a script that was started, and what it has started, where they are yet."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
     def run(self, script: str, *arguments: str, code: int = 0) -> str:
-        """Returns what a script writes, which must end with an exit code within five minutes."""
+        """Returns what a script writes, which must end with an exit code within a quarter of an hour."""
         process = self.start(script, *arguments)
         try:
-            output, _ = process.communicate(timeout=300)
+            output, _ = process.communicate(timeout=900)
         finally:
-            process.kill()
+            self.end(process)
         assert process.returncode == code, output
         return output
 

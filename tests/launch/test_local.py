@@ -1,25 +1,38 @@
 """launch/local.sh: several processes train as one does, and end together."""
 
+import dataclasses
 import json
+import os
+import pathlib
 import signal
+import time
 
+import jax
 import pytest
 
-from dit_jax.config import config_to_dict
+from dit_jax.checkpoint import Checkpoints
+from dit_jax.cli.main import main
+from dit_jax.config import LatentsConfig, config_to_dict
 from dit_jax.metrics.history import read_metrics
-from tests.tiny import dit_config, make_image_folder
+from dit_jax.models.build import init_params
+from tests.tiny import autoencoder_config, dit_config, make_image_folder
 
 STEPS = 4
+TIMES = ("seconds", "steps_per_second", "data_wait")  # what is of the machine
+LIMIT_SECONDS = 900  # for what takes seconds on an idle machine
+
+
+def write_config(path, config):
+    values = config_to_dict(config)
+    path.write_text(f"from ml_collections import ConfigDict\n\ndef get_config():\n    return ConfigDict({values!r})\n")
+    return path
 
 
 @pytest.fixture
 def config(shell):
     """The file of a tiny config, which reads images."""
     folder = make_image_folder(shell.folder / "images")
-    values = config_to_dict(dit_config(folder, num_train_steps=STEPS))
-    path = shell.folder / "config.py"
-    path.write_text(f"from ml_collections import ConfigDict\n\ndef get_config():\n    return ConfigDict({values!r})\n")
-    return path
+    return write_config(shell.folder / "config.py", dit_config(folder, num_train_steps=STEPS))
 
 
 def dit_jax(shell, text: str) -> None:
@@ -28,23 +41,96 @@ def dit_jax(shell, text: str) -> None:
 
 
 def figures(workdir) -> dict:
+    """Returns the metrics of each (step, split); of steps that a resumed run made again, those of the last time."""
     rows = read_metrics(workdir)
-    return {(r["step"], r["split"]): {k: v for k, v in r.items() if "second" not in k and k != "split"} for r in rows}
+    return {(r["step"], r["split"]): {k: v for k, v in r.items() if k not in TIMES and k != "split"} for r in rows}
 
 
-def test_two_processes_train_as_one_and_resume_as_one(shell, config):
-    shell.run("local.sh", config, "one", "--devices-per-process=2")
+def assert_same(found: dict, expected: dict) -> None:
+    """Asserts that two runs have the same figures but for the order of sums."""
+    assert found.keys() == expected.keys()
+    for row, values in expected.items():
+        assert found[row] == pytest.approx(values, rel=1e-5), row
+
+
+def find_steps(workdir) -> list[int]:
+    """Returns the complete checkpoints of a run that may be under way."""
+    return [int(path.name) for path in workdir.glob("checkpoints/*") if path.name.isdigit()]
+
+
+def test_two_processes_train_as_one_and_resume_as_four(shell, config):
+    main(["train", f"--config={config}", f"--workdir={shell.folder / 'one'}"])
     first = shell.run("local.sh", config, "two", "--processes", 2, f"--config.training.num_train_steps={STEPS // 2}")
-    second = shell.run("local.sh", config, "two", "--processes", 2)  # the checkpoint is restored by both
+    second = shell.run("local.sh", config, "two", "--processes", 4)  # the checkpoint is restored by all
     assert "[0] " in first and "[1] " in first
     assert f"resuming from the checkpoint of step {STEPS // 2} of {STEPS}" in second
     one, two = figures(shell.folder / "one"), figures(shell.folder / "two")
-    assert one.keys() == two.keys() and len(one) == STEPS + STEPS // 2
-    for row, values in one.items():
-        assert two[row] == pytest.approx(values, rel=1e-5), row
+    assert len(one) == STEPS + STEPS // 2
+    assert_same(two, one)
     pictures = [sorted((shell.folder / run / "samples").iterdir()) for run in ("one", "two")]
     assert [path.name for path in pictures[0]] == [path.name for path in pictures[1]] != []
     assert json.loads((shell.folder / "two" / "config.json").read_text())["stage"] == "diffusion"
+
+
+@pytest.mark.parametrize("source", ["cache", "encoder"])
+def test_two_processes_train_as_one_on_latents(shell, source):
+    folder = make_image_folder(shell.folder / "images")
+    images = autoencoder_config(folder)
+    autoencoder, cache = shell.folder / "autoencoder", shell.folder / "latents"
+    with Checkpoints(autoencoder, max_to_keep=1) as checkpoints:
+        checkpoints.save(0, {"params": jax.jit(lambda: init_params(images, jax.random.key(0)))()}, images)
+    if source == "cache":
+        path = write_config(shell.folder / "autoencoder.py", images)
+        main(["encode", f"--config={path}", f"--autoencoder={autoencoder}", f"--output={cache}"])
+        latents = LatentsConfig(shape=(4, 4, 2), path=str(cache))
+    else:
+        latents = LatentsConfig(shape=(4, 4, 2), encode_with=str(autoencoder), scale=1.5)
+    dit = dit_config(folder, num_train_steps=STEPS, eval_every_steps=STEPS, checkpoint_every_steps=STEPS)
+    config = write_config(shell.folder / "dit.py", dataclasses.replace(dit, latents=latents))
+    main(["train", f"--config={config}", f"--workdir={shell.folder / 'one'}"])
+    shell.run("local.sh", config, "two", "--processes=2")
+    one, two = figures(shell.folder / "one"), figures(shell.folder / "two")
+    assert len(one) == STEPS + 1
+    assert_same(two, one)
+
+
+def process_of(launcher: int, index: int) -> int:
+    """Returns the number of the process with this index that a launch script started."""
+    found = []
+    for folder in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            environment = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:  # it has ended, or is another's
+            continue
+        if parent == launcher and b"DIT_JAX_PROCESS_ID=%d" % index in environment:
+            found.append(int(folder.name))
+    (process,) = found
+    return process
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/environ").exists(), reason="needs /proc")
+def test_a_killed_process_ends_the_other_and_the_run_resumes_with_the_losses_of_one_that_was_not(shell):
+    folder = make_image_folder(shell.folder / "images")
+    endless = dit_config(folder, num_train_steps=10**6, checkpoint_every_steps=2, eval_every_steps=10**6)
+    config, workdir = write_config(shell.folder / "config.py", endless), shell.folder / "killed"
+    launcher = shell.start("local.sh", config, workdir, "--processes=2")
+    try:
+        deadline = time.monotonic() + LIMIT_SECONDS
+        while not find_steps(workdir) and launcher.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.kill(process_of(launcher.pid, 1), signal.SIGKILL)
+        output, _ = launcher.communicate(timeout=LIMIT_SECONDS)
+    finally:
+        shell.end(launcher)
+    assert launcher.returncode == 137 and "error: a process ended with code 137" in output, output
+    newest = max(find_steps(workdir))
+    stop = f"--config.training.num_train_steps={newest + 2}"
+    resumed = shell.run("local.sh", config, workdir, "--processes=2", stop)
+    assert f"resuming from the checkpoint of step {newest} of {newest + 2}" in resumed
+    main(["train", f"--config={config}", f"--workdir={shell.folder / 'whole'}", stop])
+    killed, whole = figures(workdir), figures(shell.folder / "whole")
+    assert_same({row: killed[row] for row in whole}, whole)  # the killed run may have been further
 
 
 def test_an_error_in_one_process_ends_both_with_its_message(shell, config):
@@ -100,7 +186,7 @@ def test_an_interrupt_ends_all_processes(shell):
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=60)
     finally:
-        process.kill()
+        shell.end(process)
     assert process.returncode == 143
     assert sorted(output.split("\n"))[-2:] == ["[0] ended", "[1] ended"]
 

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,9 +19,9 @@ import pytest
 from jax._src.array import ArrayImpl
 
 import dit_jax
-from dit_jax.checkpoint import Checkpoints, find_checkpoint
+from dit_jax.checkpoint import SNAPSHOTS, Checkpoints, find_checkpoint
 from dit_jax.cli.train import autoencoder_task, diffusion_task
-from dit_jax.config import config_to_dict
+from dit_jax.config import MeshConfig, config_to_dict
 from dit_jax.metrics.history import read_metrics
 from dit_jax.parallel.mesh import make_mesh
 from dit_jax.training import loop
@@ -77,7 +78,11 @@ def test_further_averages_survive_a_resumed_run_and_are_read_by_name_or_made_of_
     config = dit_config(folder, num_train_steps=6, **averages)
     whole = train(config, tmp_path / "whole")
     train(dit_config(folder, num_train_steps=4, **averages), tmp_path / "cut")
+    # As after a kill between the two saves of a step: the snapshots are there already when their steps come again.
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "4")
     assert_same_bits(train(config, tmp_path / "cut"), whole)
+    with Checkpoints(tmp_path / "cut", folder=SNAPSHOTS) as snapshots:
+        assert snapshots.all_steps() == [2, 4, 6]
     for name in ("decay_0.9", "length_0.05"):
         assert_same_bits(dit_jax.load(tmp_path / "cut", average=name).params, whole.averages[name])
     # Of a length that was tracked, the reconstruction is that snapshot itself.
@@ -190,11 +195,16 @@ def test_the_step_compiles_once_a_start_whatever_comes_between_steps(stage, fold
         if event.endswith("backend_compile_duration") and "train_step" in fun_name:
             compiled.append(fun_name)
 
+    def config(num_train_steps):  # on a mesh that splits parameters: the compiler could place the next state otherwise
+        return dataclasses.replace(
+            CONFIGS[stage](folder, num_train_steps=num_train_steps), mesh=MeshConfig(data=2, fsdp=4)
+        )
+
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        train(CONFIGS[stage](folder, num_train_steps=6), tmp_path)  # evaluated and saved at steps 2, 4 and 6
+        train(config(6), tmp_path)  # evaluated and saved at steps 2, 4 and 6
         assert len(compiled) == 1
-        train(CONFIGS[stage](folder, num_train_steps=8), tmp_path)
+        train(config(8), tmp_path)
         assert len(compiled) == 2
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)

@@ -1,6 +1,7 @@
 """The update: averages, meshes, randomness, compilation."""
 
 import dataclasses
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,8 @@ import optax
 import pytest
 from jax.sharding import AxisType
 
-from dit_jax.config import MeshConfig
-from dit_jax.parallel.mesh import make_mesh, put_batch
+from dit_jax.config import MeshConfig, load_config
+from dit_jax.parallel.mesh import batch_sharding, make_mesh, put_batch
 from dit_jax.parallel.rules import MIN_SIZE
 from dit_jax.training.autoencoder_step import make_autoencoder_gradients, make_observe
 from dit_jax.training.diffusion_step import make_diffusion_eval, make_diffusion_loss
@@ -19,6 +20,7 @@ from dit_jax.training.state import TrainState, create_state
 from dit_jax.training.step import gradients_of, jit_train_step, make_eval_step, make_train_step
 from tests.tiny import autoencoder_config, dit_config
 
+ROOT = pathlib.Path(__file__).parents[2]
 MESHES = {
     "data 8": MeshConfig(data=8),
     "fsdp 8": MeshConfig(data=1, fsdp=8),
@@ -31,19 +33,18 @@ def quadratic_loss(params, batch, key, constants):
     return {"loss": ((params["w"] - batch["target"]) ** 2).sum(axis=-1)}
 
 
-def random_batches(num_steps: int, batch_size: int = 8) -> list[dict[str, np.ndarray]]:
-    rng = np.random.default_rng(0)
+def random_batches(num_steps: int, batch_size: int = 8, **shapes: tuple[int, ...]) -> list[dict[str, np.ndarray]]:
+    """Returns batches of labels and of uniform arrays, by default of images [8, 8, 1]."""
+    rng, shapes = np.random.default_rng(0), shapes or {"image": (8, 8, 1)}
     return [
-        {
-            "image": rng.uniform(-1, 1, (batch_size, 8, 8, 1)).astype(np.float32),
-            "label": rng.integers(0, 3, batch_size).astype(np.int32),
-        }
+        {name: rng.uniform(-1, 1, (batch_size, *shape)).astype(np.float32) for name, shape in shapes.items()}
+        | {"label": rng.integers(0, 3, batch_size).astype(np.int32)}
         for _ in range(num_steps)
     ]
 
 
-def run(config, mesh, num_steps: int) -> tuple[TrainState, list[float]]:
-    optimizer = make_optimizer(config.optimizer, num_steps)
+def run(config, mesh, num_steps: int, **shapes: tuple[int, ...]) -> tuple[TrainState, list[float]]:
+    optimizer = make_optimizer(config.optimizer, config.training.num_train_steps)
     state = create_state(config, optimizer, mesh)
     is_autoencoder = config.stage == "autoencoder"
     gradient_fn = make_autoencoder_gradients(config) if is_autoencoder else gradients_of(make_diffusion_loss(config))
@@ -51,7 +52,7 @@ def run(config, mesh, num_steps: int) -> tuple[TrainState, list[float]]:
     train_step = make_train_step(gradient_fn, optimizer, config.training.ema_decay, config.seed, observe=observe)
     step_fn = jit_train_step(train_step, state)
     losses = []
-    for batch in random_batches(num_steps):
+    for batch in random_batches(num_steps, **shapes):
         state, metrics = step_fn(state, put_batch(batch, mesh, 8))
         losses.append(float(metrics["loss"]))
     assert step_fn._cache_size() == 1  # compiled once a run
@@ -78,6 +79,35 @@ def test_losses_do_not_depend_on_the_mesh(unsharded, mesh_name):
     _, sharded_losses = run(config, make_mesh(MESHES[mesh_name]), 20)
     # The same arithmetic in another order of summation: measured 3e-7 (DiT) and 4e-7 (autoencoder), not growing.
     np.testing.assert_allclose(sharded_losses, losses, rtol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "shapes"),
+    [
+        ("fashion_mnist_autoencoder", [], {"image": (28, 28, 1)}),
+        ("fashion_mnist_dit", [("latents.scale", "1.0")], {"moments": (7, 7, 12)}),
+    ],
+)
+def test_the_quick_start_gives_the_same_losses_on_axes_that_do_not_divide_it(name, overrides, shapes):
+    """Its one head, 49 tokens and 7 rows are left whole by an axis of two devices."""
+    config = load_config(str(ROOT / "configs" / f"{name}.py"), overrides)
+    one_device = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    _, losses = run(config, one_device, 3, **shapes)
+    _, sharded_losses = run(config, make_mesh(MeshConfig(data=2, tensor=2, sequence=2)), 3, **shapes)
+    np.testing.assert_allclose(sharded_losses, losses, rtol=2e-6)
+
+
+@pytest.mark.parametrize("mesh_name", MESHES)
+def test_noise_has_the_same_bits_on_any_mesh(mesh_name):
+    mesh = make_mesh(MESHES[mesh_name])
+
+    def draw(step):
+        t_key, noise_key = jax.random.split(jax.random.fold_in(jax.random.key(0), step))
+        return jax.random.randint(t_key, (8,), 0, 1000), jax.random.normal(noise_key, (8, 7, 7, 6))
+
+    sharded = jax.jit(draw, out_shardings=batch_sharding(mesh))(3)
+    for drawn, expected in zip(sharded, jax.jit(draw)(3), strict=True):
+        assert np.asarray(drawn).tobytes() == np.asarray(expected).tobytes()
 
 
 def test_with_fsdp_and_tensor_no_device_holds_a_large_parameter_and_heads_stay_whole(unsharded):
