@@ -82,18 +82,24 @@ def test_losses_do_not_depend_on_the_mesh(unsharded, mesh_name):
 
 
 @pytest.mark.parametrize(
-    ("name", "overrides", "shapes"),
+    ("name", "overrides", "shapes", "mesh"),
     [
-        ("fashion_mnist_autoencoder", [], {"image": (28, 28, 1)}),
-        ("fashion_mnist_dit", [("latents.scale", "1.0")], {"moments": (7, 7, 12)}),
+        ("fashion_mnist_autoencoder", [], {"image": (28, 28, 1)}, MeshConfig(data=2, sequence=4)),
+        ("fashion_mnist_autoencoder", [], {"image": (28, 28, 1)}, MESHES["data 2 x fsdp 2 x tensor 2"]),
+        (
+            "fashion_mnist_dit",
+            [("latents.scale", "1.0")],
+            {"moments": (7, 7, 12)},
+            MeshConfig(data=2, tensor=2, sequence=2),
+        ),
     ],
 )
-def test_the_quick_start_gives_the_same_losses_on_axes_that_do_not_divide_it(name, overrides, shapes):
-    """Its one head, 49 tokens and 7 rows are left whole by an axis of two devices."""
+def test_the_quick_start_gives_the_same_losses_on_axes_that_do_not_divide_it(name, overrides, shapes, mesh):
+    """Its one head, 49 tokens, 14 and 7 rows are left whole by an axis that does not divide them."""
     config = load_config(str(ROOT / "configs" / f"{name}.py"), overrides)
     one_device = make_mesh(MeshConfig(data=1), jax.devices()[:1])
     _, losses = run(config, one_device, 3, **shapes)
-    _, sharded_losses = run(config, make_mesh(MeshConfig(data=2, tensor=2, sequence=2)), 3, **shapes)
+    _, sharded_losses = run(config, make_mesh(mesh), 3, **shapes)
     np.testing.assert_allclose(sharded_losses, losses, rtol=2e-6)
 
 
