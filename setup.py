@@ -36,6 +36,7 @@ setup(
         "ml-collections>=1.1,<2",
         "clu>=0.0.12,<0.1",
         "numpy>=2,<3",
+        "scipy>=1.13,<2",
         "einops>=0.8,<0.9",
         "pillow>=11",
         "absl-py>=2,<3",

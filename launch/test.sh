@@ -5,11 +5,11 @@ cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 # shellcheck source=launch/environment.sh
 source launch/environment.sh test,parity
 
-# What our LPIPS is compared with: the published weights, and the package that they are for. That asks for torchvision,
-# which has no build for CPUs alone and for which the test stands in: hence no dependencies.
-if ! { ./launch/lpips_weights.sh &&
-  python -m pip install --quiet --disable-pip-version-check --no-input --no-deps lpips==0.1.4; }; then
+# What our LPIPS and figures of samples are compared with: the published weights, and the packages that they are of. These
+# ask for torchvision, which has no build for CPUs alone and for which the tests stand in: hence no dependencies.
+if ! { ./launch/lpips_weights.sh && python -m pip install --quiet --disable-pip-version-check --no-input --no-deps \
+  lpips==0.1.4 torch-fidelity==0.4.0; }; then
   if [[ -n ${DIT_JAX_REQUIRE_ALL_TESTS:-} ]]; then exit 1; fi
-  echo "warning: without these weights or this package, the tests that compare with them are skipped" >&2
+  echo "warning: without these weights or these packages, the tests that compare with them are skipped" >&2
 fi
 exec python -m pytest -n 2 --dist loadfile "${@:-tests}"
