@@ -73,6 +73,12 @@ dit_jax_install() {
     --constraint "$root/launch/constraints.txt" --editable "$root${extra:+[$extra]}" ||
     dit_jax_error "pip could not install the project (see above); once that is mended, start this script again" ||
     return 1
+  # Where Python must not write what it compiled (containers often ask for that), every start would compile it all again:
+  # that makes importing JAX take four times as long.
+  if [[ -n ${PYTHONDONTWRITEBYTECODE:-} ]]; then
+    "$VIRTUAL_ENV/bin/python" -m compileall -q -j 0 "$VIRTUAL_ENV/lib" "$root/dit_jax" >/dev/null ||
+      true # some packages carry files for other versions of Python
+  fi
   [[ -e $stamp ]] || echo "$checksum" >"$stamp"
   echo "$extra" >>"$stamp"
   rm -f "$VIRTUAL_ENV/dit_jax_installing"

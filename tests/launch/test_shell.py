@@ -3,6 +3,7 @@
 import pathlib
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -41,3 +42,19 @@ def test_a_missing_client_is_one_line(shell, script, arguments, program):
     shell.hide_programs()
     output = shell.run(script, *arguments, code=2)
     assert f"error: {program} must be on PATH" in output and output.count("\n") == 1
+
+
+@pytest.mark.parametrize("forbidden", ["", "1"])
+def test_what_no_start_may_write_is_compiled_at_the_installation(shell, forbidden):
+    venv = shell.folder / "venv"
+    (venv / "dit_jax_installed").unlink()
+    pretend = f'[[ "$*" == *"pip install"* ]] && exit; exec {sys.executable} "$@"'
+    shell.program("python", pretend, venv / "bin")
+    (venv / "lib").mkdir()
+    (venv / "lib" / "package.py").touch()
+    (venv / "lib" / "of_another_version.py").write_text("print 1")
+    environment = shell.environment | {"PYTHONDONTWRITEBYTECODE": forbidden}
+    subprocess.run(["bash", "-ec", "source launch/environment.sh ''"], cwd=ROOT, env=environment, check=True)
+    compiled = [path.name.partition(".")[0] for path in (venv / "lib").glob("__pycache__/*")]
+    assert compiled == (["package"] if forbidden else [])
+    assert (venv / "dit_jax_installed").exists()
