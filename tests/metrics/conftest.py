@@ -18,6 +18,7 @@ def fidelity():
     vision.datasets, vision.transforms, transforms.functional = datasets, transforms, functional
     datasets.CIFAR10 = datasets.CIFAR100 = datasets.STL10 = object
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path, os.path.join(sys.prefix, "torch_fidelity")])
         for module in (vision, datasets, transforms, functional):
             patch.setitem(sys.modules, module.__name__, module)
         try:
