@@ -184,7 +184,7 @@ class SamplingConfig:
     x_0_limit: float | None = None  # clip the predicted x_0 to [-limit, limit]; 1.0 for pixels
     x_0_percentile: float | None = None  # where this of |x_0| is above the limit, scale it down to it (Imagen)
     eta: float = 0.0  # DDIM's noise (arXiv:2010.02502, eq. 16); 0 is deterministic
-    batch_size: int = 64  # images per device call
+    batch_size: int = 64  # images that a device draws at once
     decode_batch_size: int = 16  # of them decoded at once: the autoencoder's activations are far larger than the DiT's
     decode_tile: int | None = None  # latents wider or higher than this are decoded by tiles of it; None: whole
 

@@ -1,4 +1,8 @@
-"""Draws images from a trained diffusion model: `samples.npz` and `grid.png`, `denoising.png` on request."""
+"""Draws images from a trained diffusion model: `samples.npz` and `grid.png`, `denoising.png` on request.
+
+Killed, the same command goes on where it was, on any number of devices; the files are the same, byte for byte. Once
+all are there, it draws nothing. `samples.json` has what they were drawn with.
+"""
 
 import argparse
 import dataclasses
@@ -8,6 +12,7 @@ import re
 from dit_jax.config import override_config
 
 HELP = "draws images from a trained diffusion model"
+NUM_PICTURES = 100  # images in the grid
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Draws, then writes the files at once."""
+    """Draws what was not drawn before, then writes each file at once."""
     if args.num_samples < 1:
         raise ValueError(f"--num_samples={args.num_samples} must be positive")
     if args.num_frames < 0:
@@ -50,25 +55,39 @@ def run(args: argparse.Namespace) -> None:
     output.mkdir(parents=True, exist_ok=True)
 
     import numpy as np
-    from PIL import Image
 
+    from dit_jax.evaluation.drawing import SAMPLES_NAME, Drawing, is_drawn, write_picture, write_record, write_samples
+    from dit_jax.evaluation.generate import override_sampling
     from dit_jax.evaluation.loaded import load
+    from dit_jax.evaluation.parts import Parts, unfinished
     from dit_jax.evaluation.pictures import MAX_STRIPS, denoising_strips, sample_grid
     from dit_jax.parallel.compilation_cache import use_compilation_cache
 
     use_compilation_cache(config.compute.compilation_cache)
     labels = np.resize(np.array(classes, np.int32), args.num_samples)
     model = dataclasses.replace(load(args.workdir, average=args.average, ema_length=args.ema_length), config=config)
-    images = model.sample(labels, progress=True, **settings)
-    np.savez_compressed(output / "samples.npz", arr_0=images, labels=labels)
-    if images.dtype != np.uint8:
-        print(f"{len(images)} latents, there is no autoencoder to decode them: {output / 'samples.npz'}")
+    drawing = Drawing(model, labels, override_sampling(config.sampling, settings["num_steps"]), args.seed)
+    identity, samples, grid = drawing.identity(), output / SAMPLES_NAME, output / "grid.png"
+    is_latent = model.codec is None and config.latents is not None
+    with Parts(output, identity) as parts:
+        for other in unfinished(output):
+            if other != parts.path:
+                print(f"{other} holds images of other settings, unfinished: give those to go on, or delete it")
+        if is_drawn(output, identity) and (grid.is_file() or is_latent):
+            print("drawn before")
+        else:
+            first = write_samples(samples, drawing.draw(parts, progress=True), labels, NUM_PICTURES)
+            if not is_latent:
+                write_picture(grid, sample_grid(first, len(classes)))
+            write_record(output, identity)
+        parts.remove()
+    if is_latent:
+        print(f"{len(labels)} latents, there is no autoencoder to decode them: {samples}")
         return
-    Image.fromarray(sample_grid(images[:100], len(classes))).save(output / "grid.png")
-    print(f"{len(images)} images: {output / 'samples.npz'}, {output / 'grid.png'}")
+    print(f"{len(labels)} images: {samples}, {grid}")
     if args.num_frames:
         frames = model.sample(labels[:MAX_STRIPS], num_frames=args.num_frames, **settings)
-        Image.fromarray(denoising_strips(frames)).save(output / "denoising.png")
+        write_picture(output / "denoising.png", denoising_strips(frames))
         print(f"denoising: {output / 'denoising.png'}")
 
 

@@ -271,6 +271,7 @@ def diffusion_task(config: Config, mesh: "Mesh", workdir: pathlib.Path) -> "Task
     from dit_jax.evaluation.generate import balanced_labels, make_generator
     from dit_jax.evaluation.loaded import AUTOENCODER_DIR, load_codec
     from dit_jax.evaluation.pictures import sample_grid
+    from dit_jax.parallel.mesh import batch_shards
     from dit_jax.training.diffusion_step import make_diffusion_eval, make_diffusion_loss
     from dit_jax.training.step import gradients_of
 
@@ -280,7 +281,8 @@ def diffusion_task(config: Config, mesh: "Mesh", workdir: pathlib.Path) -> "Task
 
     @functools.cache
     def generator():  # made for the first picture: the first step need not wait for what decodes it
-        return make_generator(config, config.sampling, codec(), mesh)
+        share = min(config.sampling.batch_size, -(-NUM_PICTURES // batch_shards(mesh)))  # of a device
+        return make_generator(config, dataclasses.replace(config.sampling, batch_size=share), codec(), mesh)
 
     labels = balanced_labels(NUM_PICTURES, config.data.num_classes)
     loss_fn = make_diffusion_loss(config)

@@ -1,7 +1,8 @@
 """Drawing images from a trained denoiser, sharded over the mesh.
 
-Image i depends on (seed, i) and its label alone: its key is fold_in(seed, i), and every batch has the same compiled
-shape, the last one padded.
+Image i depends on (seed, i) and its label alone: its key is fold_in(seed, i), and a device draws
+`config.sampling.batch_size` images at once, however many there are of either, the last ones padded. So its bits are the
+same on any number of devices of a kind, unless these share an image or hold parts of the weights.
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from tqdm import tqdm
 
 from dit_jax.config import Config, SamplingConfig, check_sampling
@@ -35,33 +36,42 @@ def make_generator(
     Args:
       config: of the denoiser.
       codec: decodes its latents; None for a model of pixels, or for latents float32 [N, h, w, c] instead of images.
-      sampling: how to draw; its batch size is rounded up to what the mesh divides. Images are decoded in chunks of no
-        more than `decode_batch_size`, one a device at the least.
+      sampling: how to draw.
       num_frames: where positive, `generate` returns this many predictions of x_0, spread evenly over the walk and the
         last of them what it ends in, uint8 [N, num_frames, H, W, 3].
     """
     draw, batch_size = make_draw(config, sampling, mesh, num_frames)
-    null_label = config.data.num_classes
 
     def generate(params: Params, labels: np.ndarray, seed: int, progress: bool = False) -> np.ndarray:
-        indices, labels = np.arange(len(labels), dtype=np.int32), np.asarray(labels, np.int32)
-        if labels.size and not (labels.min() >= 0 and labels.max() <= null_label):
-            raise ValueError(f"labels must be from 0 to {null_label - 1} (or {null_label}: no label); got {labels}")
+        labels = check_labels(labels, config.data.num_classes)
         images = []
         starts = range(0, len(labels), batch_size)
         for start in tqdm(starts, desc="sampling", unit="batch", disable=not progress):
             rows = np.minimum(np.arange(start, start + batch_size), len(labels) - 1)  # the last batch repeats its end
-            batch = jax.device_put((indices[rows], labels[rows]), batch_sharding(mesh))
-            images.append(to_host(draw(params, codec, seed, *batch)))
+            images.append(to_host(draw(params, codec, seed, *put_rows(rows, labels, mesh))))
         return np.concatenate(images)[: len(labels)]
 
     return generate
 
 
+def check_labels(labels: Sequence[int], num_classes: int) -> np.ndarray:
+    """Returns labels [N] as int32; raises ValueError where one is no class, nor `num_classes`, which is none."""
+    labels = np.asarray(labels, np.int32)
+    if labels.size and not (labels.min() >= 0 and labels.max() <= num_classes):
+        raise ValueError(f"labels must be from 0 to {num_classes - 1} (or {num_classes}: no label); got {labels}")
+    return labels
+
+
+def put_rows(rows: np.ndarray, labels: np.ndarray, mesh: Mesh) -> tuple[Array, Array]:
+    """Returns what `draw` takes of the images numbered `rows` [B]: these numbers and their labels, on the mesh."""
+    return jax.device_put((rows.astype(np.int32), labels[rows]), batch_sharding(mesh))
+
+
 def make_draw(config: Config, sampling: SamplingConfig, mesh: Mesh, num_frames: int = 0) -> tuple[Callable, int]:
     """Returns the jitted `draw(params, codec, seed, indices, labels)` of a batch of images, and that batch's size.
 
-    It is what `make_generator` runs; its arguments are the same, and its indices and labels [B] int32.
+    It is what `make_generator` runs; its arguments are the same, and its indices and labels [B] int32. Each of the
+    mesh's parts of a batch has `sampling.batch_size` images.
     """
     check_sampling(sampling, config.diffusion.num_timesteps, config.input_shape[-1], config.dit)
     model, null_label = build_dit(config), config.data.num_classes
@@ -70,9 +80,7 @@ def make_draw(config: Config, sampling: SamplingConfig, mesh: Mesh, num_frames: 
     process = respace(training_process, sampling.timesteps or sampling.num_steps, spacing)
     scales = guidance_scales(training_process, sampling.cfg_scale, sampling.cfg_interval)
     sampler = make_sampler(sampling)
-    shards = batch_shards(mesh)
-    batch_size = -(-sampling.batch_size // shards) * shards
-    num_chunks = count_chunks(batch_size // shards, max(1, sampling.decode_batch_size // shards))
+    num_chunks = count_chunks(sampling.batch_size, sampling.decode_batch_size)
 
     def draw(params: Params, codec: Codec | None, seed: Array, indices: Array, labels: Array) -> Array:
         def to_images(x_0: Array) -> Array:
@@ -99,8 +107,18 @@ def make_draw(config: Config, sampling: SamplingConfig, mesh: Mesh, num_frames: 
         frames = np.linspace(0, len(kept) - 1, num_frames).round().astype(int)
         return jnp.stack([*(decode(kept[frame]) for frame in frames[:-1]), decode(x_0)], axis=1)
 
-    draw = jax.jit(traced_on(mesh, draw))
-    return draw, batch_size
+    # By hand over "data", each device's part is the program that one device alone would run, to the last bit. Left to
+    # the compiler, the two halves of guidance also move between devices.
+    rows, whole = PartitionSpec("data"), PartitionSpec()
+    draw = jax.shard_map(
+        draw,
+        mesh=mesh.abstract_mesh,
+        in_specs=(whole, whole, whole, rows, rows),
+        out_specs=rows,
+        axis_names={"data"},
+        check_vma=False,  # the layers know nothing of it
+    )
+    return jax.jit(traced_on(mesh, draw)), sampling.batch_size * batch_shards(mesh)
 
 
 def count_chunks(num_rows: int, max_rows: int) -> int:

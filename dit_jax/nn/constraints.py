@@ -24,9 +24,12 @@ HIDDEN_IMAGES = (BATCH, "sequence", None, "tensor")  # between a column-wise con
 
 
 def axis_size(*axes: str) -> int:
-    """Returns the number of devices along some axes of the mesh that is traced for; 1 where it has none of them."""
-    sizes = jax.sharding.get_abstract_mesh().shape
-    return math.prod(sizes.get(axis, 1) for axis in axes)
+    """Returns the number of devices along some axes of the mesh that is traced for; 1 where it has none of them.
+
+    An axis of a `shard_map` around us counts as none: there, activations are one device's part already.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape.get(axis, 1) for axis in axes if axis not in mesh.manual_axes)
 
 
 def constrain(x: Array, axes: tuple) -> Array:

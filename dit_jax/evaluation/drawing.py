@@ -1,0 +1,177 @@
+"""Drawing many images so that a kill loses the last few alone: `Drawing`, and the files of `dit-jax sample`.
+
+A part is what one device draws at once. Its bits depend on neither the number of devices nor on what was drawn before a
+kill, so that the images are the same in every case.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import zipfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from dit_jax.checkpoint import params_digest
+from dit_jax.config import SamplingConfig, config_to_dict
+from dit_jax.evaluation.generate import check_labels, make_draw, put_rows
+from dit_jax.evaluation.loaded import LoadedModel
+from dit_jax.evaluation.parts import Parts
+
+SAMPLES_NAME, RECORD_NAME = "samples.npz", "samples.json"
+NPZ_TIME = (1980, 1, 1, 0, 0, 0)  # of every member, so that the bytes do not tell when they were written
+
+
+class Drawing:
+    """The images of some labels by a model: image i is that of `LoadedModel.sample`, of any number of devices.
+
+    Args:
+      model: of stage "diffusion"; labels: [N], as for `LoadedModel.sample`; sampling: how; seed: of the noise.
+    """
+
+    def __init__(self, model: LoadedModel, labels: Sequence[int], sampling: SamplingConfig, seed: int):
+        self.labels = check_labels(labels, model.config.data.num_classes)
+        self._model, self._sampling, self._seed = model, sampling, seed
+
+    def identity(self) -> dict[str, Any]:
+        """Returns what determines the images to the last bit, as JSON values."""
+        model, device = self._model, self._model.mesh.devices.flat[0]
+        config = config_to_dict(model.config)
+        compute = {name: value for name, value in config["compute"].items() if name != "compilation_cache"}
+        return {
+            "params": params_digest(model.params),
+            "autoencoder": None if model.codec is None else params_digest(model.codec.params),
+            "latents_scale": None if model.codec is None else float(model.codec.scale),
+            "dit": config["dit"],
+            "diffusion": config["diffusion"],
+            "compute": compute,
+            "input_shape": model.config.input_shape,
+            "sampling": dataclasses.asdict(self._sampling),
+            "seed": self._seed,
+            "num_samples": len(self.labels),
+            "labels": hashlib.sha256(self.labels.tobytes()).hexdigest(),
+            "device": f"{device.platform} {device.device_kind}",
+            "jax": jax.__version__,
+        }
+
+    def draw(self, parts: Parts, progress: bool = False) -> Iterator[np.ndarray]:
+        """Draws what `parts` (of this identity) does not hold yet, then yields all images in order, some at a time.
+
+        Yields:
+          uint8 [B, H, W, 3], or latents float32 [B, h, w, c] of a model without an autoencoder.
+        """
+        size = self._sampling.batch_size
+        numbers = range(-(-len(self.labels) // size))
+        missing = [number for number in numbers if parts.read(number) is None]
+        done = len(self.labels) - sum(len(self._rows(number)) for number in missing)
+        with tqdm(total=len(self.labels), initial=done, desc="sampling", unit="image", disable=not progress) as bar:
+            for number, images in self._drawn(missing):
+                parts.write(number, images)
+                bar.update(len(images))
+        for number in numbers:
+            images = parts.read(number)
+            if images is None:
+                raise ValueError(f"part {number} of {parts.path} was damaged or removed meanwhile; run it again")
+            yield images
+
+    def _rows(self, number: int) -> np.ndarray:
+        """Returns the numbers of a part's images."""
+        size = self._sampling.batch_size
+        return np.arange(number * size, min((number + 1) * size, len(self.labels)))
+
+    def _drawn(self, numbers: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Yields (number, images) of parts, drawn one a device at a time."""
+        model, size = self._model, self._sampling.batch_size
+        draw, batch_size = make_draw(model.config, self._sampling, model.mesh)
+        queue = collections.deque()  # the devices draw while what they drew before is written
+
+        def finished() -> Iterator[tuple[int, np.ndarray]]:
+            drawn, images = queue.popleft()
+            images = np.asarray(images)
+            for place, number in enumerate(drawn):
+                yield number, images[place * size : place * size + len(self._rows(number))]
+
+        at_once = batch_size // size
+        for start in range(0, len(numbers), at_once):
+            drawn = numbers[start : start + at_once]
+            padded = [*drawn, *[drawn[-1]] * (at_once - len(drawn))]
+            rows = np.concatenate([np.resize(self._rows(number), size) for number in padded])
+            queue.append((drawn, draw(model.params, model.codec, self._seed, *put_rows(rows, self.labels, model.mesh))))
+            if len(queue) > 1:
+                yield from finished()
+        while queue:
+            yield from finished()
+
+
+def write_samples(path: pathlib.Path, batches: Iterator[np.ndarray], labels: np.ndarray, num_kept: int) -> np.ndarray:
+    """Writes `samples.npz` (`arr_0`: the images, `labels`), a few images in memory at a time; returns the first ones.
+
+    Equal images give equal bytes. The file appears whole, or not at all.
+    """
+    kept, first = [], next(batches)
+    header = {"descr": np.lib.format.dtype_to_descr(first.dtype), "fortran_order": False}
+    with written_aside(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open(_member("arr_0.npy"), "w", force_zip64=True) as file:
+            np.lib.format.write_array_header_1_0(file, header | {"shape": (len(labels), *first.shape[1:])})
+            for batch in itertools.chain([first], batches):
+                file.write(np.ascontiguousarray(batch).data)
+                if sum(map(len, kept)) < num_kept:
+                    kept.append(batch)
+        with archive.open(_member("labels.npy"), "w", force_zip64=True) as file:
+            np.save(file, labels, allow_pickle=False)
+    return np.concatenate(kept)[:num_kept]
+
+
+def write_picture(path: pathlib.Path, picture: np.ndarray) -> None:
+    """Writes a picture, [H, W, 3] uint8, as PNG; the file appears whole, or not at all."""
+    with written_aside(path) as temporary:
+        Image.fromarray(picture).save(temporary, format="png")
+
+
+def write_record(folder: pathlib.Path, identity: dict[str, Any]) -> None:
+    """Writes `samples.json`: what the images of `samples.npz` were drawn with, and that file's SHA-256."""
+    record = identity | {"sha256": file_digest(folder / SAMPLES_NAME)}
+    with written_aside(folder / RECORD_NAME) as temporary:
+        temporary.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def is_drawn(folder: pathlib.Path, identity: dict[str, Any]) -> bool:
+    """Returns whether `samples.npz` is there, as it was drawn with this identity."""
+    try:
+        record = json.loads((folder / RECORD_NAME).read_text())
+        wanted = json.loads(json.dumps(identity)) | {"sha256": file_digest(folder / SAMPLES_NAME)}
+    except (FileNotFoundError, ValueError):
+        return False
+    return record == wanted
+
+
+def file_digest(path: pathlib.Path) -> str:
+    """Returns the SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def written_aside(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a path beside `path` to write to, which then takes its place; nothing is left of a failure."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _member(name: str) -> zipfile.ZipInfo:
+    member = zipfile.ZipInfo(name, NPZ_TIME)
+    member.compress_type = zipfile.ZIP_DEFLATED
+    return member
