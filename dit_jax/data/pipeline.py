@@ -107,13 +107,29 @@ def image_transform(data: DataConfig, train: bool) -> Transform:
     """Returns the transform of images: `image` [S, S, C] float32 in [-1, 1], `label` int32; only training flips."""
 
     def transform(example: Example, rng: np.random.Generator) -> Example:
-        image = transforms.to_channels(example["image"], data.channels)
-        image = transforms.center_crop(image, data.image_size)
-        if train and data.horizontal_flip and _draw_flip(rng):
-            image = transforms.horizontal_flip(image)
+        image = _cropped(data, train, example, rng)
         return {"image": transforms.to_float(image), "label": np.int32(example["label"])}
 
     return transform
+
+
+def byte_transform(data: DataConfig, train: bool) -> Transform:
+    """Returns the transform of the same images as bytes: `image` [S, S, 3] uint8, a grey one's channel repeated."""
+
+    def transform(example: Example, rng: np.random.Generator) -> Example:
+        image = _cropped(data, train, example, rng)
+        return {"image": np.broadcast_to(image, (*image.shape[:2], 3)), "label": np.int32(example["label"])}
+
+    return transform
+
+
+def _cropped(data: DataConfig, train: bool, example: Example, rng: np.random.Generator) -> np.ndarray:
+    """Returns an example's image as training sees it, [S, S, C] uint8."""
+    image = transforms.to_channels(example["image"], data.channels)
+    image = transforms.center_crop(image, data.image_size)
+    if train and data.horizontal_flip and _draw_flip(rng):
+        return transforms.horizontal_flip(image)
+    return image
 
 
 def latent_transform(train: bool) -> Transform:

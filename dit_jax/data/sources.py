@@ -22,7 +22,7 @@ import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -117,6 +117,45 @@ def source_identity(data: DataConfig) -> dict[str, Any]:
         "crop": CROP,
         "horizontal_flip": data.horizontal_flip,
     }
+
+
+def content_digest(data: DataConfig, split: str) -> str:
+    """Returns a SHA-256 of the images of a split: of a folder's names and bytes, of a TFDS data set's version.
+
+    Unlike `source_identity` it reads every file of a folder.
+    """
+    if _is_folder(data.name):
+        return hash_files((f"{path.parent.name}/{path.name}", path) for path, _ in _list_folder(data, split))
+    prepared = _prepared(data)
+    size = len(_TfdsSource(data, split))
+    facts = prepared.builder.info.full_name, split, size, prepared.is_shipped_subset
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def tfds_classes(data: DataConfig) -> tuple[int, int]:
+    """Returns the number of classes and of channels of a TFDS data set."""
+    import tensorflow_datasets as tfds
+
+    builder = _prepared(data).builder
+    features = builder.info.features
+    return (
+        features[_feature_name(builder, tfds.features.ClassLabel)].num_classes,
+        features[_feature_name(builder, tfds.features.Image)].shape[-1] or 3,
+    )
+
+
+def hash_files(files: Iterable[tuple[str, pathlib.Path]]) -> str:
+    """Returns a SHA-256 of (name, file) pairs, of the names and the files' content."""
+    digest = hashlib.sha256()
+    for name, path in files:
+        with path.open("rb") as file:
+            digest.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def read_image(path: pathlib.Path) -> np.ndarray:
+    """Returns an image file as [H, W, 1 or 3] uint8; alpha is dropped. Raises ValueError where it cannot be read."""
+    return _decode(path, str(path))
 
 
 def _decode(image_file: Any, name: str) -> np.ndarray:
