@@ -190,6 +190,19 @@ class SamplingConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Figures of images that a diffusion run draws while it trains, by its sampling section, at every evaluation.
+
+    They are held-out figures like any other, and their number of images is in their names: `fd_classifier_1k`.
+    """
+
+    num_samples: int = 1000
+    metrics: tuple[str, ...] = ("fd", "recognised")  # of those of `dit-jax evaluate`
+    features: str = "classifier"  # the network, as --features there
+    cache: str = "~/.cache/dit_jax/evaluation"  # of classifiers and of the training images' statistics
+
+
+@dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """Devices per mesh axis; one of the axes may be -1: all devices that the others leave.
 
@@ -245,6 +258,7 @@ class Config:
     latents: LatentsConfig | None = None  # stage "diffusion"
     diffusion: DiffusionConfig | None = None  # stage "diffusion"
     sampling: SamplingConfig | None = field(None, fixed=False)  # stage "diffusion"
+    evaluation: EvaluationConfig | None = field(None, fixed=False)  # stage "diffusion"; None: held-out losses alone
     optimizer: OptimizerConfig = field(factory=OptimizerConfig)
     mesh: MeshConfig = field(factory=MeshConfig, fixed=False)
     compute: ComputeConfig = field(factory=ComputeConfig, fixed=False)
@@ -262,8 +276,11 @@ class Config:
 
 
 # The sections a stage uses; a section of another stage would be silently ignored, so it is an error.
-STAGE_SECTIONS = {"autoencoder": ("autoencoder",), "diffusion": ("dit", "diffusion", "sampling", "latents")}
-OPTIONAL_SECTIONS = ("latents",)
+STAGE_SECTIONS = {
+    "autoencoder": ("autoencoder",),
+    "diffusion": ("dit", "diffusion", "sampling", "latents", "evaluation"),
+}
+OPTIONAL_SECTIONS = ("latents", "evaluation")
 
 
 MIN_TILE = 8  # latents a side: what looks around a place, or everywhere, would see too little of a smaller tile

@@ -1,44 +1,262 @@
-"""Measures a trained autoencoder on its held-out images: PSNR, SSIM, LPIPS, use of the codebook, and a grid.
+"""Measures samples against a reference, or how an autoencoder reconstructs; each result has its protocol with it.
 
-Writes `reconstruction.json` and `reconstructions.png`, originals above their reconstructions. Other images are measured
-with --config.data.KEY=VALUE, such as --config.data.name=FOLDER.
+Of a diffusion run, or of a file of samples: Frechet distance (FID where the features are Inception's), sFID, KID,
+inception score, precision, recall, and the share of samples that a classifier recognises. Of an autoencoder: PSNR,
+SSIM, LPIPS and use of the codebook. Two results compare with --compare A.json B.json, if their protocols are the same.
 """
 
 import argparse
+import dataclasses
+import functools
 import json
 import os
 import pathlib
 
-from dit_jax.config import override_config
+from dit_jax.config import Config, DataConfig, EvaluationConfig, check_config, override_config
 
-HELP = "measures how well an autoencoder reconstructs held-out images"
-NUM_PICTURES = 50  # images in the grid
+HELP = "measures samples, a diffusion model or an autoencoder, with the protocol"
+NUM_PICTURES = 50  # images in an autoencoder's grid
+NUM_SAMPLES = 10_000
+BATCH_SIZE = 64  # of an autoencoder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's flags."""
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="of an autoencoder's run, or converted")
-    parser.add_argument("--output", metavar="DIR", help="where the results go (default: WORKDIR/evaluation)")
-    parser.add_argument("--metrics", metavar="M[,M...]", help="of psnr, ssim, lpips, codes (default: all there can be)")
-    parser.add_argument("--num_samples", type=int, help="the first so many held-out images (default: all)")
-    parser.add_argument("--batch_size", type=int, default=64, help="images per device call (default: %(default)s)")
-    parser.add_argument("--lpips", metavar="FILE", help="LPIPS' weights (default: the run's config)")
-    parser.add_argument("--json", action="store_true", help="print the figures as JSON")
-    parser.set_defaults(overridable="data.")
+    what = parser.add_argument_group("what is measured (one of them)")
+    what.add_argument("--workdir", metavar="DIR", help="of a diffusion or autoencoder run, or converted")
+    what.add_argument("--samples", metavar="FILE.npz", help="images, as `dit-jax sample` and ADM write them")
+    what.add_argument("--compare", nargs=2, metavar="FILE.json", help="two results, if their protocols are the same")
+    parser.add_argument(
+        "--output", metavar="DIR", help="where results go (default: evaluation/ in the workdir or, of a file, here)"
+    )
+    parser.add_argument("--metrics", metavar="M[,M...]", help="default: all that there can be")
+    parser.add_argument("--num_samples", type=int, help=f"default: {NUM_SAMPLES:,} drawn, or all that there are")
+    parser.add_argument("--batch_size", type=int, help="images per device call; results do not depend on it")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    against = parser.add_argument_group("against what")
+    against.add_argument(
+        "--reference", metavar="R", help="FILE.npz, a folder, or TFDS_NAME[:SPLIT] (default: the run's)"
+    )
+    against.add_argument(
+        "--features",
+        help="classifier, trained now on the data set, or a converted network's file (default: %(default)s)",
+    )
+    against.add_argument(
+        "--cache", default=EvaluationConfig.cache, metavar="DIR", help="of statistics (default: %(default)s)"
+    )
+    against.add_argument("--lpips", metavar="FILE", help="LPIPS' weights (default: the autoencoder run's config)")
+    how = parser.add_argument_group("how a diffusion model draws", "flags as those of `dit-jax sample`")
+    how.add_argument("--labels", default="balanced", help="balanced (in turn) or random (default: %(default)s)")
+    how.add_argument("--sampler", help="default: the run's config.sampling, as for the next three")
+    how.add_argument("--steps")
+    how.add_argument("--cfg_scale")
+    how.add_argument("--eta")
+    how.add_argument("--seed", type=int, default=0, help="of the noise, and of random labels (default: %(default)s)")
+    how.add_argument("--average", help="another average of the weights that the run kept, such as decay_0.999")
+    how.add_argument("--ema_length", type=float, help="of an average made now from the run's snapshots, such as 0.1")
+    sweep = parser.add_argument_group("a sweep", "every combination, with a table and charts; goes on where it stopped")
+    for name in ("sampler", "steps", "cfg_scale", "ema_length"):
+        sweep.add_argument(f"--sweep.{name}", metavar="V,V...", dest=f"sweep_{name}")
+    parser.add_argument("--varied", default="", metavar="KEY[,KEY...]", help="with --compare: keys that may differ")
+    parser.set_defaults(overridable=("data.", "sampling."), features=EvaluationConfig.features)
+    parser.epilog = "Any other key of config.data and config.sampling is set with --config.KEY=VALUE."
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measures, then writes the figures and the picture."""
+    """Measures, then writes and prints the results."""
     for name in ("num_samples", "batch_size"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name}={value} must be positive")
+    given = [name for name in ("workdir", "samples", "compare") if getattr(args, name) is not None]
+    if len(given) != 1:
+        raise ValueError(f"give one of --workdir, --samples and --compare, not {' and '.join(given) or 'none'}")
+    if args.compare:
+        compare(*args.compare, [key for key in args.varied.split(",") if key], args.json)
+        return
+    from dit_jax.parallel.distributed import start_processes
+
+    start_processes()
+    if args.samples:
+        evaluate_samples(args)
+        return
     from dit_jax.checkpoint import find_checkpoint
+    from dit_jax.parallel.compilation_cache import use_compilation_cache
 
     step, config = find_checkpoint(args.workdir)
-    if config.stage != "autoencoder":
-        raise ValueError(f"--workdir={args.workdir} is a run of stage {config.stage!r}; give an autoencoder's")
     config = override_config(config, args.overrides)
+    use_compilation_cache(config.compute.compilation_cache)
+    evaluate_stage = evaluate_autoencoder if config.stage == "autoencoder" else evaluate_diffusion
+    evaluate_stage(args, step, config)
+
+
+def compare(one: str, other: str, varied: list[str], as_json: bool) -> None:
+    """Prints both results' figures; raises ValueError where their protocols differ, with all that does."""
+    from dit_jax.evaluation.protocol import differences, figure_label, read_card
+
+    cards = read_card(one), read_card(other)
+    found = differences(*cards, varied)
+    if found:
+        raise ValueError(
+            f"{one} and {other} do not compare, their protocols differ in {'; '.join(found)}; measure again by one "
+            "protocol, or name what is meant to differ with --varied"
+        )
+    values = {name: [card["values"].get(name) for card in cards] for name in cards[0]["values"] | cards[1]["values"]}
+    if as_json:
+        print(json.dumps({"values": values, "varied": varied}))
+        return
+    rows = [["", one, other]]
+    for name, pair in values.items():
+        rows.append([figure_label(name, cards[0]), *("-" if x is None else f"{x:.4g}" for x in pair)])
+    print_table(rows)
+
+
+def evaluate_samples(args: argparse.Namespace) -> None:
+    """Measures a file of images."""
+    if args.reference is None:
+        raise ValueError("--samples needs a --reference: FILE.npz, a folder, or TFDS_NAME[:SPLIT]")
+    from dit_jax.data.sources import tfds_classes
+    from dit_jax.evaluation.evaluated import evaluate_file
+    from dit_jax.metrics.adm_files import SamplesFile
+
+    file = SamplesFile(args.samples)
+    if file.shape[1] != file.shape[2]:
+        raise ValueError(f"--samples={args.samples} has images of {file.shape[1]} x {file.shape[2]}; give square ones")
+    data = DataConfig(name=args.reference.partition(":")[0], image_size=file.shape[1])
+    if not (args.reference.endswith(".npz") or os.path.isdir(args.reference)):
+        num_classes, channels = tfds_classes(data)
+        data = dataclasses.replace(data, num_classes=num_classes, channels=channels)
+    elif args.features == "classifier":
+        raise ValueError(
+            f"--features=classifier is trained on a data set, and --reference={args.reference} is none; "
+            "give a TFDS name"
+        )
+    evaluator = evaluator_of(args, data)
+    card = evaluate_file(file, args.num_samples, evaluator, asked_metrics(args))
+    finish(args, card, pathlib.Path(args.output or "evaluation"))
+
+
+def evaluate_diffusion(args: argparse.Namespace, step: int, config: Config) -> None:
+    """Measures the images that a diffusion model draws, once or over a sweep."""
+    from dit_jax.evaluation.evaluated import checkpoint_protocol, checkpoint_subject, evaluate_checkpoint
+    from dit_jax.evaluation.loaded import load
+    from dit_jax.evaluation.sweep import AXES, grid, run_sweep
+
+    points = grid({name: sweep_values(name, getattr(args, f"sweep_{name}")) for name in AXES})
+    drawings = [
+        make_drawing(args, config, point) for point in points
+    ]  # what is wrong with one is said before the first
+    evaluator, asked = evaluator_of(args, config.data), asked_metrics(args)
+    metrics, _ = evaluator.choose(asked, drawings[0].num_samples, has_labels=True)
+
+    @functools.lru_cache(maxsize=1)  # one in memory at a time
+    def model(ema_length: float | None):
+        return load(args.workdir, step, average=args.average, ema_length=ema_length)
+
+    def described(point: dict) -> tuple:
+        length, decay = point.get("ema_length", args.ema_length), config.training.ema_decay
+        average = args.average or (None if decay is None else f"decay_{decay}")
+        return model(length), average if length is None else f"length_{length}", make_drawing(args, config, point)
+
+    def expected(point: dict) -> tuple[dict, dict]:
+        protocol = checkpoint_protocol(*described(point)) | evaluator.protocol(metrics)
+        return checkpoint_subject(described(point)[0]), protocol
+
+    def evaluate(point: dict) -> dict:
+        return evaluate_checkpoint(*described(point), evaluator, asked)
+
+    output = pathlib.Path(args.output or pathlib.Path(args.workdir) / "evaluation")
+    if points == [{}]:
+        finish(args, evaluate({}), output)
+    else:
+        finish_sweep(args, points, run_sweep(points, output / "sweep", expected, evaluate), output)
+
+
+def make_drawing(args: argparse.Namespace, config: Config, point: dict):
+    """Returns how images are drawn at a point of the sweep: by the run's config, then the flags, then the point."""
+    from dit_jax.cli.sample import parse_steps
+    from dit_jax.evaluation.evaluated import Drawing
+    from dit_jax.evaluation.generate import LABEL_PROTOCOLS, override_sampling
+
+    if args.labels not in LABEL_PROTOCOLS:
+        raise ValueError(f"--labels={args.labels} must be one of {', '.join(LABEL_PROTOCOLS)}")
+    flags = {name: point.get(name, getattr(args, name)) for name in ("sampler", "cfg_scale", "eta", "batch_size")}
+    overrides = [(f"sampling.{name}", str(value)) for name, value in flags.items() if value is not None]
+    steps = str(point["steps"]) if "steps" in point else args.steps
+    sampling = override_sampling(override_config(config, overrides).sampling, parse_steps(steps))
+    check_config(dataclasses.replace(config, sampling=sampling))
+    return Drawing(sampling, args.num_samples or NUM_SAMPLES, args.labels, args.seed)
+
+
+def sweep_values(name: str, text: str | None) -> list:
+    """Returns the values of an axis of the sweep."""
+    if text is None:
+        return []
+    kind = {"sampler": str, "steps": int}.get(name, float)
+    try:
+        values = [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--sweep.{name}={text} must be numbers with commas between, such as 1,2") from None
+    if len(set(values)) < len(values):
+        raise ValueError(f"--sweep.{name}={text} has a value twice; leave one out")
+    return values
+
+
+def asked_metrics(args: argparse.Namespace) -> list[str] | None:
+    """Returns the metrics of --metrics; None for all."""
+    return None if args.metrics is None else args.metrics.split(",")
+
+
+def evaluator_of(args: argparse.Namespace, data: DataConfig):
+    """Returns what measures images of a data set's size against the reference."""
+    from dit_jax.config import MeshConfig
+    from dit_jax.evaluation.evaluator import make_evaluator
+    from dit_jax.parallel.mesh import make_mesh
+
+    return make_evaluator(args.reference, args.features, data, make_mesh(MeshConfig()), args.cache)
+
+
+def finish(args: argparse.Namespace, card: dict, output: pathlib.Path) -> None:
+    """Writes and prints a result, on one process."""
+    from dit_jax.evaluation.protocol import table, write_card
+    from dit_jax.parallel.distributed import is_first
+
+    if not is_first():
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    write_card(output / "evaluation.json", card)
+    if args.json:
+        print(json.dumps(card))
+        return
+    print_table(table(card))
+    print(f"written: {output / 'evaluation.json'}")
+
+
+def finish_sweep(args: argparse.Namespace, points: list[dict], cards: list[dict], output: pathlib.Path) -> None:
+    """Draws and prints a sweep, on one process."""
+    from dit_jax.evaluation.sweep import table_rows, write_charts
+    from dit_jax.parallel.distributed import is_first
+
+    if not is_first():
+        return
+    charts = write_charts(points, cards, output)
+    if args.json:
+        print(json.dumps([point | {"card": card} for point, card in zip(points, cards, strict=True)]))
+        return
+    print_table(table_rows(points, cards))
+    print(f"written: {', '.join(map(str, [output / 'sweep', *charts]))}")
+
+
+def print_table(rows) -> None:
+    """Prints rows of text in columns."""
+    rows = list(rows)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def evaluate_autoencoder(args: argparse.Namespace, step: int, config: Config) -> None:
+    """Measures an autoencoder's reconstructions; writes `reconstruction.json` and a picture."""
     lpips_path = args.lpips or config.autoencoder.lpips_path
     metrics, left_out = choose_metrics(args.metrics, config, os.path.isfile(lpips_path) or args.lpips is not None)
 
@@ -52,47 +270,61 @@ def run(args: argparse.Namespace) -> None:
     from dit_jax.data.sources import open_source, source_identity
     from dit_jax.evaluation.loaded import load
     from dit_jax.evaluation.pictures import make_reconstructor, reconstruction_grid
-    from dit_jax.evaluation.reconstruction import measure_reconstructions
-    from dit_jax.parallel.compilation_cache import use_compilation_cache
+    from dit_jax.evaluation.reconstruction import measure_reconstructions, reconstructed
     from dit_jax.parallel.mesh import batch_shards, local_rows, make_mesh, prefetch
     from dit_jax.perceptual.lpips import load_lpips
 
-    use_compilation_cache(config.compute.compilation_cache)
     lpips_params = load_lpips(lpips_path) if "lpips" in metrics else None
     output = pathlib.Path(args.output or pathlib.Path(args.workdir) / "evaluation")
     output.mkdir(parents=True, exist_ok=True)
     source, transform = open_source(config.data, config.data.eval_split), image_transform(config.data, train=False)
     model, mesh = load(args.workdir, step), make_mesh(MeshConfig())
-    batch_size = -(-args.batch_size // batch_shards(mesh)) * batch_shards(mesh)
-    batches = eval_batches(
-        source,
-        transform,
-        batch_size=batch_size,
-        rows=local_rows(mesh, batch_size),
-        num_examples=args.num_samples,
-        num_threads=config.data.num_threads,
-    )
+    batch_size = -(-(args.batch_size or BATCH_SIZE) // batch_shards(mesh)) * batch_shards(mesh)
     num_batches = -(-min(len(source), args.num_samples or len(source)) // batch_size)
-    batches = tqdm(prefetch(batches, mesh, batch_size), total=num_batches, desc="evaluating", unit="batch")
-    values = measure_reconstructions(model.codec.module, model.params, lpips_params, batches, metrics)
+
+    def batches(name: str):
+        found = eval_batches(
+            source,
+            transform,
+            batch_size=batch_size,
+            rows=local_rows(mesh, batch_size),
+            num_examples=args.num_samples,
+            num_threads=config.data.num_threads,
+        )
+        return tqdm(prefetch(found, mesh, batch_size), total=num_batches, desc=name, unit="batch")
+
+    module = model.codec.module
+    values = measure_reconstructions(module, model.params, lpips_params, batches("evaluating"), metrics)
+    protocol = {}
+    if "rfd" in metrics:
+        args.reference = args.reference or f"{config.data.name}:{config.data.eval_split}"
+        evaluator = evaluator_of(args, config.data)
+        images = evaluator.evaluate(reconstructed(module, model.params, batches("reconstructing")), None, ["fd"])
+        values |= {f"r{name}": value for name, value in images.values.items()}  # rfid, or rfd_classifier_10k
+        protocol = evaluator.protocol(["fd"])
     count = min(len(source), NUM_PICTURES)
     images = np.stack([transform(source[i], np.random.default_rng(0))["image"] for i in range(count)])
     grid = reconstruction_grid(images, make_reconstructor(config)(model.params, images))
-    results = values | {
-        "workdir": str(args.workdir),
-        "step": step,
-        "autoencoder": params_digest(model.params),
-        "data": source_identity(config.data),
-        "split": config.data.eval_split,
-        "left_out": left_out,
-    }
+    results = (
+        values
+        | {
+            "workdir": str(args.workdir),
+            "step": step,
+            "autoencoder": params_digest(model.params),
+            "data": source_identity(config.data),
+            "split": config.data.eval_split,
+            "left_out": left_out,
+        }
+        | protocol
+    )
     Image.fromarray(grid).save(output / "reconstructions.png")
     (output / "reconstruction.json").write_text(json.dumps(results, indent=2) + "\n")
     if args.json:
         print(json.dumps(results))
         return
     print(f"{values['num_images']:,} held-out images of {config.data.name}, checkpoint of step {step}")
-    for name, label in LABELS.items():
+    distances = {name: f"{name}, features of {protocol['features']['name']}" for name in values if name[:2] == "rf"}
+    for name, label in (LABELS | distances).items():
         if name in values:
             print(f"  {label:<28} {values[name]:.4g}")
     for name, reason in left_out.items():
@@ -117,7 +349,7 @@ def choose_metrics(asked: str | None, config, has_lpips: bool) -> tuple[list[str
     obstacles = available_metrics(codebook.num_codes if codebook else None, config.data.image_size, has_lpips)
     if asked is None:
         left_out = {name: reason for name, reason in obstacles.items() if reason and name != "codes"}
-        return [name for name in METRICS if obstacles[name] is None], left_out
+        return [name for name in METRICS if obstacles[name] is None and name != "rfd"], left_out
     metrics = asked.split(",")
     for name in metrics:
         if name not in METRICS:

@@ -299,8 +299,28 @@ def diffusion_task(config: Config, mesh: "Mesh", workdir: pathlib.Path) -> "Task
         draw=lambda params: {
             "samples": sample_grid(generator()(params, labels, PICTURE_SEED), config.data.num_classes)
         },
+        measure=None if config.evaluation is None else make_measure(config, mesh, generator),
         constants=codec() if reads_images(config) else None,
     )
+
+
+def make_measure(config: Config, mesh: "Mesh", generator):
+    """Returns the figures, by name, of images that weights draw; what they need is made for the first ones."""
+    from dit_jax.evaluation.evaluator import Evaluator, make_evaluator
+    from dit_jax.evaluation.generate import balanced_labels
+
+    evaluation = config.evaluation
+    labels = balanced_labels(evaluation.num_samples, config.data.num_classes)
+
+    @functools.cache
+    def evaluator() -> Evaluator:
+        return make_evaluator(None, evaluation.features, config.data, mesh, evaluation.cache)
+
+    def measure(params) -> dict[str, float]:
+        metrics, _ = evaluator().choose(evaluation.metrics, evaluation.num_samples, has_labels=True)
+        return evaluator().evaluate([generator()(params, labels, PICTURE_SEED)], labels, metrics).values
+
+    return measure
 
 
 def open_sources(config: Config) -> tuple:

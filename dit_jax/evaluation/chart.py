@@ -15,7 +15,7 @@ LOG_RATIO = 10.0  # positive values that span more than this get a logarithmic a
 Points = Sequence[tuple[float, float]]  # (step, value)
 
 
-def line_chart(series: Mapping[str, Points], x_label: str = "step") -> str:
+def line_chart(series: Mapping[str, Points], x_label: str = "step", logarithmic_x: bool = False) -> str:
     """Returns an <svg> of named lines; CSS classes `line NAME` give the colours. "" if no value is finite."""
     lines = {name: _thin([(x, y) for x, y in points if math.isfinite(y)]) for name, points in series.items()}
     lines = {name: points for name, points in lines.items() if points}
@@ -24,29 +24,33 @@ def line_chart(series: Mapping[str, Points], x_label: str = "step") -> str:
     values = [y for points in lines.values() for _, y in points]
     steps = [x for points in lines.values() for x, _ in points]
     logarithmic = min(values) > 0 and max(values) / min(values) > LOG_RATIO
-    to_axis = math.log10 if logarithmic else float
+    to_axis, to_x = (math.log10 if log else float for log in (logarithmic, logarithmic_x))
     low, high = _padded(to_axis(min(values)), to_axis(max(values)))
     first, last = min(0, *steps), max(max(steps), 1)
+    if logarithmic_x:
+        first, last = _padded(to_x(min(steps)), to_x(max(steps)))
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        across, up = (x - first) / (last - first), (to_axis(y) - low) / (high - low)
-        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
+    def across(x: float) -> float:
+        return LEFT + (to_x(x) - first) / (last - first) * (WIDTH - LEFT - RIGHT)
+
+    def up(y: float) -> float:
+        return HEIGHT - BOTTOM - (to_axis(y) - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(", ".join(lines))}">']
     for tick in _log_ticks(low, high) if logarithmic else _ticks(low, high):
-        _, y = place(first, tick)
+        y = up(tick)
         parts.append(f'<line class="rule" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:.4g}</text>')
-    for tick in _ticks(first, last):
-        x, _ = place(tick, values[0])
-        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{tick:,.0f}</text>')
+    for tick in _log_ticks(first, last) if logarithmic_x else _ticks(first, last):
+        text = f"{tick:,.0f}" if tick == round(tick) else f"{tick:.4g}"
+        parts.append(f'<text x="{across(tick):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{text}</text>')
     parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end">{html.escape(x_label)}</text>')
     for name, points in lines.items():
-        path = " ".join("{:.1f},{:.1f}".format(*place(x, y)) for x, y in points)
+        path = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in points)
         parts.append(f'<polyline class="line {html.escape(name)}" points="{path}"/>')
         for x, y in points if len(points) <= MAX_MARKED_POINTS else ():
-            circle = '<circle class="point {}" cx="{:.1f}" cy="{:.1f}" r="2.5">'.format(html.escape(name), *place(x, y))
-            parts.append(f"{circle}<title>{html.escape(name)}, step {x:,.0f}: {y:.5g}</title></circle>")
+            circle = f'<circle class="point {html.escape(name)}" cx="{across(x):.1f}" cy="{up(y):.1f}" r="2.5">'
+            parts.append(f"{circle}<title>{html.escape(name)}, {html.escape(x_label)} {x:,g}: {y:.5g}</title></circle>")
     return "".join([*parts, "</svg>"])
 
 

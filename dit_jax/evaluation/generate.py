@@ -143,6 +143,21 @@ def balanced_labels(num_images: int, num_classes: int) -> np.ndarray:
     return np.arange(num_images, dtype=np.int32) % num_classes
 
 
+LABEL_PROTOCOLS = ("balanced", "random")
+
+
+def evaluation_labels(protocol: str, num_images: int, num_classes: int, seed: int) -> np.ndarray:
+    """Returns labels [N] int32 by a protocol: in turn ("balanced"), or drawn independently with a seed ("random").
+
+    Of either, fewer images have the first of the labels that more have.
+    """
+    if protocol == "balanced":
+        return balanced_labels(num_images, num_classes)
+    if protocol != "random":
+        raise ValueError(f"labels {protocol!r} must be one of {', '.join(LABEL_PROTOCOLS)}")
+    return np.random.default_rng(seed).integers(num_classes, size=num_images, dtype=np.int32)
+
+
 def override_sampling(
     sampling: SamplingConfig, num_steps: int | str | Sequence[int] | None = None, **overrides
 ) -> SamplingConfig:

@@ -1,11 +1,13 @@
 """How well a trained autoencoder reconstructs held-out images: PSNR, SSIM, LPIPS, and the use of its codebook."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dit_jax.metrics.held_out import masked_sums, means
+from dit_jax.metrics.picture import to_uint8
 from dit_jax.metrics.reconstruction import SSIM_WINDOW, psnr, ssim
 from dit_jax.models.autoencoder import Autoencoder
 from dit_jax.models.quantizer import code_counts
@@ -13,7 +15,7 @@ from dit_jax.parallel.mesh import to_host
 from dit_jax.perceptual.lpips import lpips
 from dit_jax.types import Array, Batch, Params
 
-METRICS = ("psnr", "ssim", "lpips", "codes")  # codes: of a VQ autoencoder alone
+METRICS = ("psnr", "ssim", "lpips", "codes", "rfd")  # codes: of a VQ autoencoder alone
 
 
 def available_metrics(num_codes: int | None, image_size: int, has_lpips: bool) -> dict[str, str | None]:
@@ -23,6 +25,7 @@ def available_metrics(num_codes: int | None, image_size: int, has_lpips: bool) -
         "ssim": None if image_size >= SSIM_WINDOW else f"images have fewer than {SSIM_WINDOW} pixels a side",
         "lpips": None if has_lpips else "its weights are missing; ./launch/lpips_weights.sh fetches them",
         "codes": None if num_codes else "the autoencoder is not quantized",
+        "rfd": None,
     }
 
 
@@ -39,6 +42,22 @@ def measure_reconstructions(
     measure = jax.jit(_make_measure(module, metrics))
     values, count = means(jax.tree.map(to_host, [measure(params, lpips_params, batch) for batch in batches]))
     return values | {"num_images": count}
+
+
+def reconstructed(module: Autoencoder, params: Params, batches: Iterable[Batch]) -> Iterator[np.ndarray]:
+    """Yields the reconstructions of all real images of `batches`, uint8 [n, H, W, 3], on every process.
+
+    batches: on the mesh; a grey image's channel is repeated.
+    """
+
+    @jax.jit
+    def reconstruct(params: Params, images: Array) -> Array:
+        images = to_uint8(module.apply({"params": params}, images, None).images)
+        return jnp.broadcast_to(images, (*images.shape[:3], 3))
+
+    for batch in batches:
+        images = to_host(reconstruct(params, batch["image"]))
+        yield images[to_host(batch["mask"]) > 0]
 
 
 def _make_measure(

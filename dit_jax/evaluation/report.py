@@ -21,6 +21,8 @@ from typing import Any
 import PIL.Image
 
 from dit_jax.evaluation.chart import line_chart, standalone
+from dit_jax.evaluation.compared import EvaluatedRun, comparison_charts, comparison_table, main_figure, read_result
+from dit_jax.evaluation.protocol import figure_label, table
 from dit_jax.metrics import history
 
 PACKAGES = ("dit_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
@@ -69,12 +71,16 @@ STYLE += "".join(
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a workdir tells about its run; `pictures` are (step, file) in the order of steps, by name."""
+    """What a workdir tells about its run; `pictures` are (step, file) in the order of steps, by name.
+
+    `result` is the card of its evaluation (`evaluation.protocol`), None where there is none.
+    """
 
     name: str
     config: dict[str, Any]
     rows: list[dict[str, Any]]
     pictures: dict[str, list[tuple[int, pathlib.Path]]]
+    result: dict[str, Any] | None = None
 
     def last(self, split: str) -> dict[str, float]:
         """Returns the newest metrics of a split."""
@@ -119,6 +125,12 @@ def write_charts(runs: Sequence[Run], folder: pathlib.Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, chart in _compared_charts(runs):
         (folder / f"{name}.svg").write_text(standalone(chart, _metric_label(name), RUN_COLOURS), encoding="utf-8")
+    evaluated = _evaluated(runs)
+    for axis, chart in comparison_charts(evaluated).items() if len(evaluated) > 1 else ():
+        card = evaluated[0].card
+        title = figure_label(main_figure(card), card)
+        path = folder / f"{main_figure(card)}_by_{axis}.svg"
+        path.write_text(standalone(chart, title, RUN_COLOURS), encoding="utf-8")
 
 
 def read_run(workdir: pathlib.Path, name: str) -> Run:
@@ -137,7 +149,8 @@ def read_run(workdir: pathlib.Path, name: str) -> Run:
     for path in sorted((workdir / "samples").glob("*.png")):
         if match := re.fullmatch(r"(.+)_(\d+)", path.stem):
             pictures.setdefault(match[1], []).append((int(match[2]), path))
-    return Run(name, config, rows, {key: sorted(files) for key, files in pictures.items()})
+    pictures = {key: sorted(files) for key, files in pictures.items()}
+    return Run(name, config, rows, pictures, read_result(workdir))
 
 
 def run_figures(run: Run) -> dict[str, Any]:
@@ -149,7 +162,8 @@ def run_figures(run: Run) -> dict[str, Any]:
         figures["steps_per_second"] = statistics.median(rates)
     if "loss" in run.last("train"):
         figures["train_loss"] = run.last("train")["loss"]
-    return figures | {f"eval_{name}": value for name, value in run.last("eval").items()}
+    figures |= {f"eval_{name}": value for name, value in run.last("eval").items()}
+    return figures | ({"result": run.result["values"]} if run.result else {})
 
 
 def figure_lines(figures: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str, str]]:
@@ -160,6 +174,9 @@ def figure_lines(figures: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str,
             if name == "seconds":
                 minutes, seconds = divmod(round(value), 60)
                 yield run, "time in training (evaluation included)", f"{minutes} min {seconds:02d} s"
+            elif name == "result":
+                for figure, number in value.items():
+                    yield run, figure, f"{number:.4g}"
             elif name == "steps_per_second":
                 yield run, "steps per second (median, evaluation left out)", f"{value:.3g}"
             elif split in SPLIT_LABELS:
@@ -183,7 +200,7 @@ def _page(runs: list[Run], figures: dict[str, dict[str, Any]], grid: pathlib.Pat
     ]
     if grid is not None:
         parts += ["<h2>Samples</h2>", _picture(grid, "drawn from the trained model")]
-    parts += ["<h2>Measured</h2>", _table(("run", "figure", "value"), figure_lines(figures))]
+    parts += ["<h2>Measured</h2>", _table(("run", "figure", "value"), figure_lines(figures)), *_results(runs)]
     for stage in sorted({str(run.config.get("stage")) for run in runs}):
         alike = [run for run in runs if run.config.get("stage") == stage]
         if len(alike) > 1:
@@ -194,6 +211,31 @@ def _page(runs: list[Run], figures: dict[str, dict[str, Any]], grid: pathlib.Pat
     note = "Of the environment that wrote this page:"
     parts += ["<h2>Versions</h2>", f'<p class="note">{note}</p>', _table(("package", "version"), versions)]
     return "\n".join([*parts, "</body></html>\n"])
+
+
+def _evaluated(runs: Sequence[Run]) -> list[EvaluatedRun]:
+    return [EvaluatedRun(run.name, run.config.get("seed", 0), run.result) for run in runs if run.result is not None]
+
+
+def _results(runs: Sequence[Run]) -> Iterator[str]:
+    """Yields the runs' evaluations: one with its card, several beside each other."""
+    evaluated = _evaluated(runs)
+    if len(evaluated) == 1:
+        card = evaluated[0].card
+        lines = list(table(card))
+        count = len(card["values"]) + len(card["left_out"]) + len(card["notes"])
+        yield f"<h2>Evaluation of {html.escape(evaluated[0].name)}</h2>"
+        yield _table(("figure", "value"), lines[:count])
+        yield f"<details><summary>protocol</summary>{_table(('key', 'value'), lines[count:])}</details>"
+    elif evaluated:
+        heading, *rows = comparison_table(evaluated)
+        yield f"<h2>Evaluations compared</h2>{_table(heading, rows)}"
+        keys = "".join(f'<span class="key">seed {seed}</span>' for seed in sorted({run.seed for run in evaluated}))
+        charts = [
+            f'<figure class="compared"><h3>{html.escape(heading[-1])}{keys}</h3>{chart}</figure>'
+            for chart in comparison_charts(evaluated).values()
+        ]
+        yield f'<div class="row">{"".join(charts)}</div>'
 
 
 def _table(header: Sequence[str], rows: Any) -> str:

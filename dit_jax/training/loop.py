@@ -31,8 +31,8 @@ class Task:
     """What a stage brings to the loop.
 
     gradient_fn, eval_fn, observe, constants: see `training.step`; train_batches(start_step), eval_batches(): this
-    process's rows, as NumPy; draw(params): pictures by name, uint8 [H, W, 3]; initial_params(abstract): what a new run
-    starts with, None for random ones.
+    process's rows, as NumPy; draw(params): pictures by name, uint8 [H, W, 3]; measure(params): further held-out
+    figures; initial_params(abstract): what a new run starts with, None for random ones.
     """
 
     gradient_fn: GradientFn
@@ -40,6 +40,7 @@ class Task:
     train_batches: Callable[[int], Iterable[dict[str, np.ndarray]]]
     eval_batches: Callable[[], Iterable[dict[str, np.ndarray]]]
     draw: Callable[[Params], dict[str, np.ndarray]]
+    measure: Callable[[Params], dict[str, float]] | None = None
     observe: ObserveFn | None = None
     constants: Constants = None
     initial_params: Callable[[Params], Params] | None = None
@@ -114,6 +115,7 @@ def _run(config, task, mesh, train_step, state, start_step, checkpoints, snapsho
         if step % training.eval_every_steps == 0 or is_last:
             eval_batches = prefetch(task.eval_batches(), mesh, batch_size)
             values = evaluate(eval_step, state.eval_params, eval_batches, task.constants)
+            values |= task.measure(state.eval_params) if task.measure else {}
             reporter.scalars(step, "eval", values)
             reporter.log(f"step {step}: held-out " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()))
             for name, picture in task.draw(state.eval_params).items():

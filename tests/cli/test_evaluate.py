@@ -61,6 +61,15 @@ def test_figures_are_those_of_every_held_out_image_alone(root, capsys):
         assert results[name] == pytest.approx(float(value), rel=1e-4), name
 
 
+def test_reconstructions_have_a_distance_to_their_originals_named_after_the_network(root, capsys, tmp_path):
+    flags = [f"--output={tmp_path}", f"--cache={tmp_path}", "--metrics=rfd", "--json"]
+    capsys.readouterr()
+    main(["evaluate", f"--workdir={root / 'vq'}", *flags])
+    results = json.loads(capsys.readouterr().out)
+    assert results["rfd_classifier_6"] > 0
+    assert results["features"]["name"] == "images-classifier" and results["reference"]["num_images"] == 6
+
+
 def test_what_cannot_be_measured_is_said_and_what_was_asked_for_fails(root, capsys, tmp_path):
     main(
         ["evaluate", f"--workdir={root / 'vq'}", f"--output={tmp_path}", "--metrics=psnr", "--num_samples=2", "--json"]

@@ -1,0 +1,122 @@
+"""The protocol card: a result with all that it depends on, and whether two results compare.
+
+A card is JSON with these keys:
+
+    values      the figures by name
+    notes       what a reader must know of them, such as a singular covariance; left_out: metrics with their obstacles
+    subject     what was measured: the checkpoint, or the images alone
+    protocol    how: the samples (number, labels, seed, sampler, guidance, decoder, rule to bytes), the features'
+                network (hash, resize), the reference (hash, size), the metrics' settings, the software's versions
+
+It holds no time, no path and no machine: the same evaluation again gives the same bytes.
+"""
+
+import importlib.metadata
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+PACKAGES = ("dit_jax", "jax", "jaxlib", "flax", "numpy", "scipy", "pillow")  # that a figure passes through
+UINT8_RULE = "127.5 x + 128, clipped to [0, 255], truncated"  # of `metrics.picture.to_uint8`
+DISTANCES = {"fid": "FID", "sfid": "sFID"}
+LABELS = {
+    "fd": "Frechet distance",
+    "kid": "KID",
+    "kid_std": "KID, deviation over subsets",
+    "is": "inception score",
+    "is_std": "inception score, deviation over splits",
+    "precision": "precision",
+    "recall": "recall",
+    "recognised": "share recognised",
+}
+
+
+def make_card(
+    values: dict[str, float], notes: Sequence[str], left_out: dict[str, str], subject: dict, protocol: dict
+) -> dict[str, Any]:
+    """Returns the card of a result."""
+    protocol = protocol | {"software": {package: importlib.metadata.version(package) for package in PACKAGES}}
+    card = {"values": values, "notes": list(notes), "left_out": left_out, "subject": subject, "protocol": protocol}
+    return json.loads(json.dumps(card))  # as it will be read: tuples are lists
+
+
+def write_card(path: str | os.PathLike, card: dict[str, Any]) -> None:
+    """Writes a card; the file appears whole, or not at all."""
+    path = pathlib.Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_card(path: str | os.PathLike) -> dict[str, Any]:
+    """Returns a card; raises ValueError where the file is none."""
+    path = pathlib.Path(path)
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is not a result of `dit-jax evaluate` ({error})") from error
+    if not isinstance(card, dict) or not all(isinstance(card.get(key), dict) for key in ("values", "protocol")):
+        raise ValueError(f"{path} is not a result of `dit-jax evaluate`: it has no values with their protocol")
+    return card
+
+
+def differences(one: dict[str, Any], other: dict[str, Any], varied: Sequence[str] = ()) -> list[str]:
+    """Returns "key: value | value" for all that two cards' protocols differ in; [] if the results compare.
+
+    varied: keys, or beginnings of keys such as "samples", that are meant to differ.
+    """
+    pairs = dict(_leaves(one["protocol"])), dict(_leaves(other["protocol"]))
+    keys = {key: None for pair in pairs for key in pair}  # in order, each once
+    unknown = [name for name in varied if not any(_within(key, name) for key in keys)]
+    if unknown:
+        raise ValueError(f"--varied={unknown[0]} is not a key of these protocols; they have {', '.join(keys)}")
+    found = []
+    for key in keys:
+        ours, theirs = (pair.get(key, "absent") for pair in pairs)
+        if ours != theirs and not any(_within(key, name) for name in varied):
+            found.append(f"{key}: {ours} | {theirs}")
+    return found
+
+
+def table(card: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yields (what, value) of a card for people: the figures first."""
+    for name, value in card["values"].items():
+        yield figure_label(name, card), f"{value:.4g}"
+    for metric, reason in card.get("left_out", {}).items():
+        yield f"{LABELS.get(metric, metric)}: not measured", reason
+    for note in card.get("notes", ()):
+        yield "note", note
+    for section in ("subject", "protocol"):
+        yield from ((key, str(value)) for key, value in _leaves(card.get(section, {})) if value not in (None, {}))
+
+
+def figure_label(name: str, card: dict[str, Any]) -> str:
+    """Returns what people call a figure, such as "FD-fashion_mnist-classifier, 5,000 images"."""
+    network = card["protocol"]["features"]["name"]
+    count = card["protocol"]["samples"]["num_samples"]
+    metric = next((metric for metric in sorted(LABELS, key=len, reverse=True) if name.startswith(metric)), None)
+    if any(name.startswith(distance) for distance in DISTANCES):
+        label = next(DISTANCES[distance] for distance in DISTANCES if name.startswith(distance))
+    elif metric is None:
+        return name
+    elif metric == "recognised":
+        return f"{LABELS[metric]} by {network}"
+    elif metric == "fd":
+        label = f"FD-{network}"
+    else:
+        label = f"{LABELS[metric]}, features of {network}"
+    return f"{label}, {count:,} images"
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _within(key: str, name: str) -> bool:
+    return key == name or key.startswith(f"{name}.")

@@ -1,0 +1,176 @@
+"""What samples are compared with: a data set, a folder of images or a file, and its statistics, which are kept.
+
+They are kept in ADM's `.npz` form (`metrics.adm_files`), with the features of up to `MAX_FEATURES` of the images, in a
+file named by a hash of the reference's content, of the network's weights and of how an image becomes its input.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental.multihost_utils import process_allgather
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from dit_jax.config import DataConfig
+from dit_jax.data.pipeline import byte_transform, eval_batches
+from dit_jax.data.sources import IMAGE_SUFFIXES, Source, content_digest, hash_files, open_source, read_image
+from dit_jax.data.transforms import CROP
+from dit_jax.evaluation.features import extract_features
+from dit_jax.evaluation.measure import Reference
+from dit_jax.evaluation.networks import NamedNetwork
+from dit_jax.metrics.adm_files import COUNT, FEATURES, IMAGES, SamplesFile, has_statistics, read_statistics
+from dit_jax.metrics.frechet import Statistics, StatisticsAccumulator
+from dit_jax.parallel.distributed import is_first
+
+ANY_LABEL = 2**31 - 1  # classes of a data set whose labels nothing here reads
+READ_IMAGES = 256  # at once
+MAX_FEATURES = 10_000  # images whose features are kept: those of the published precision and recall
+
+
+class ReferenceImages(NamedTuple):
+    """Images to take statistics of."""
+
+    identity: dict[str, Any]  # name, SHA-256, number of images: the same on every machine that has the same images
+    num_images: int
+    batches: Callable[[], Iterator[np.ndarray]]  # uint8 [n, H, W, 3], in order
+
+
+class FolderImages(Source):
+    """Every image below a folder, in the order of their paths."""
+
+    def __init__(self, folder: str | os.PathLike):
+        """Raises ValueError where there is no image."""
+        root = pathlib.Path(folder)
+        self.paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        if not self.paths:
+            raise ValueError(f"{folder} has no images ({', '.join(IMAGE_SUFFIXES)}); give a folder that has")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        return [{"image": read_image(self.paths[index]), "label": 0} for index in indices]
+
+
+def open_reference(reference: str | None, data: DataConfig) -> ReferenceImages:
+    """Returns the images of a reference.
+
+    Args:
+      reference: an `.npz` file with images, a folder, or a TFDS name with its split after a colon (default: the
+        training split of `data`); None: the training images of `data` themselves.
+      data: the size and channels of the images that it is compared with; folders and data sets are brought to them as
+        they are in training.
+    """
+    if reference is not None and reference.endswith(".npz"):
+        return _file_images(SamplesFile(reference), data.image_size)
+    if reference is not None and pathlib.Path(reference).is_dir():
+        source = FolderImages(reference)
+        digest = hash_files((path.relative_to(reference).as_posix(), path) for path in source.paths)
+        identity = {"name": pathlib.Path(reference).resolve().name, "sha256": digest}
+    else:
+        name, _, split = (reference or "").partition(":")
+        if name not in ("", data.name):
+            data = DataConfig(name, data.image_size, data.channels, num_classes=ANY_LABEL)
+        split = split or data.train_split
+        source = open_source(data, split)
+        identity = {"name": pathlib.Path(data.name).name, "split": split, "sha256": content_digest(data, split)}
+    identity |= {"num_images": len(source), "image_size": data.image_size, "channels": data.channels, "crop": CROP}
+
+    def batches() -> Iterator[np.ndarray]:
+        transform = byte_transform(data, train=False)
+        for batch in eval_batches(
+            source, transform, batch_size=READ_IMAGES, rows=range(READ_IMAGES), num_threads=data.num_threads
+        ):
+            yield batch["image"][batch["mask"] > 0]
+
+    return ReferenceImages(identity, len(source), batches)
+
+
+def _file_images(file: SamplesFile, image_size: int) -> ReferenceImages:
+    if file.shape[1:3] != (image_size, image_size):
+        raise ValueError(
+            f"--reference={file.path} has images of {file.shape[1]} x {file.shape[2]} pixels, but the samples have "
+            f"{image_size} a side; give a reference of their size"
+        )
+    identity = {"name": file.path.name, "sha256": hash_files([("", file.path)]), "num_images": len(file)}
+    return ReferenceImages(identity, len(file), lambda: file.batches(READ_IMAGES))
+
+
+def load_reference(
+    reference: str | None, data: DataConfig, network: NamedNetwork, mesh: Mesh, cache: str | os.PathLike
+) -> Reference:
+    """Returns the statistics and features of a reference (see `open_reference`), from `cache` or computed now.
+
+    Of an `.npz` file that has Inception's statistics these are taken, where that is the network.
+    """
+    published = None
+    if reference is not None and reference.endswith(".npz") and has_statistics(reference):
+        with np.load(reference, allow_pickle=False) as file:
+            has_images, has_spatial = IMAGES in file, FEATURES["spatial"][0] in file
+        if network.key == "inception":
+            published = read_statistics(reference), read_statistics(reference, "spatial") if has_spatial else None
+        if not has_images:
+            if published is None:
+                raise ValueError(
+                    f"--reference={reference} has no images, and its statistics are of Inception's features, not of "
+                    f"{network.facts['name']}'s; give images, or --features=inception"
+                )
+            path = pathlib.Path(reference)
+            identity = {"name": path.name, "sha256": hash_files([("", path)]), "num_images": published[0].count}
+            return Reference(identity, *published)
+    images = open_reference(reference, data)
+    found = _computed(images, network, mesh, pathlib.Path(cache))
+    return found if published is None else found._replace(statistics=published[0], spatial=published[1])
+
+
+def _computed(images: ReferenceImages, network: NamedNetwork, mesh: Mesh, cache: pathlib.Path) -> Reference:
+    key = {"reference": images.identity, "network": network.facts}
+    key |= {"jax": jax.__version__, "platform": jax.default_backend(), "features": MAX_FEATURES}
+    path = cache / f"reference-{_hash(key)[:16]}.npz"
+    if np.all(process_allgather(np.array(path.is_file()))):  # each process sees it, or all compute it
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+    else:
+        arrays = _statistics(images, network, mesh)
+        if is_first():
+            cache.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(f".{os.getpid()}.tmp")
+            with temporary.open("wb") as file:
+                np.savez(file, **arrays)
+            os.replace(temporary, path)
+    statistics = [
+        Statistics(arrays[mean], arrays[covariance], images.num_images) if mean in arrays else None
+        for mean, covariance in FEATURES.values()
+    ]
+    return Reference(images.identity, *statistics, arrays["features"])
+
+
+def _statistics(images: ReferenceImages, network: NamedNetwork, mesh: Mesh) -> dict[str, np.ndarray]:
+    """Returns the arrays of the file that keeps a reference."""
+    accumulators: dict[str, StatisticsAccumulator] = {}
+    count = min(MAX_FEATURES, images.num_images)
+    wanted = np.arange(count) * images.num_images // count  # evenly spaced: of every class, where they are in order
+    kept, start = [], 0
+    progress = tqdm(images.batches(), total=-(-images.num_images // READ_IMAGES), desc="reference", unit="batch")
+    wanted_outputs = tuple(name for name in FEATURES if name in network.outputs)
+    for outputs in extract_features(network.network, progress, mesh, wanted_outputs):
+        for name in wanted_outputs:
+            accumulators.setdefault(name, StatisticsAccumulator()).add(outputs[name])
+        features = outputs["pool"]
+        kept.append(features[wanted[(wanted >= start) & (wanted < start + len(features))] - start])
+        start += len(features)
+    arrays = {"features": np.concatenate(kept), COUNT: np.array(start)}
+    for kind, accumulator in accumulators.items():
+        statistics = accumulator.statistics()
+        arrays |= dict(zip(FEATURES[kind], (statistics.mean, statistics.covariance), strict=True))
+    return arrays
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

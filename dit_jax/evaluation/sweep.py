@@ -1,0 +1,91 @@
+"""Evaluations over a grid of sampling settings: guidance x steps x sampler x average, a table and charts.
+
+Every point's card is a file of its own; a sweep that is started again takes those whose protocol and checkpoint are
+what it would measure now.
+"""
+
+import itertools
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from dit_jax.evaluation.chart import line_chart, standalone
+from dit_jax.evaluation.protocol import figure_label, read_card, write_card
+
+AXES = ("sampler", "ema_length", "steps", "cfg_scale")  # the first varies slowest
+CHARTED = {"cfg_scale": "guidance", "steps": "sampling steps"}
+COLOURS = ("#3b76c4", "#d9731a", "#2e9e6b", "#b0489a", "#8a7a1f", "#7a6fd0")
+
+Point = dict[str, Any]
+
+
+def grid(axes: Mapping[str, Sequence[Any]]) -> list[Point]:
+    """Returns every combination of the axes' values."""
+    names = [name for name in AXES if axes.get(name)]
+    return [dict(zip(names, values, strict=True)) for values in itertools.product(*(axes[name] for name in names))]
+
+
+def point_name(point: Point) -> str:
+    """Returns a point's name, such as "steps_20_cfg_scale_1.5"; of none, "evaluation"."""
+    return "_".join(f"{name}_{value}" for name, value in point.items()) or "evaluation"
+
+
+def run_sweep(
+    points: Sequence[Point],
+    folder: pathlib.Path,
+    expected: Callable[[Point], tuple[dict, dict]],
+    evaluate: Callable[[Point], dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """Returns the card of each point, and writes them to `folder`.
+
+    Args:
+      expected: the parts of a point's subject and of its protocol that are known before it is evaluated.
+      evaluate: the card of a point.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    cards = []
+    for point in points:
+        path = folder / f"{point_name(point)}.json"
+        card = read_card(path) if path.is_file() else None
+        if card is None or not _matches(card, *expected(point)):
+            card = evaluate(point)
+            write_card(path, card)
+        cards.append(card)
+    return cards
+
+
+def _matches(card: dict[str, Any], subject: dict, protocol: dict) -> bool:
+    pairs = ((card["subject"], subject), (card["protocol"], protocol))
+    return all(theirs.get(key) == value for theirs, ours in pairs for key, value in ours.items())
+
+
+def table_rows(points: Sequence[Point], cards: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Returns a table of the sweep: a heading, and a row a point."""
+    figures = list(cards[0]["values"])
+    heading = [*points[0], *figures]
+    return [
+        heading,
+        *(
+            [*map(str, point.values()), *(f"{card['values'][name]:.4g}" for name in figures)]
+            for point, card in zip(points, cards, strict=True)
+        ),
+    ]
+
+
+def write_charts(points: Sequence[Point], cards: Sequence[dict[str, Any]], folder: pathlib.Path) -> list[pathlib.Path]:
+    """Writes the first figure against guidance and against steps, where several were measured; returns the files."""
+    figure = next(iter(cards[0]["values"]))
+    written = []
+    for axis, label in CHARTED.items():
+        if len({point.get(axis) for point in points}) < 2:
+            continue
+        lines: dict[str, list[tuple[float, float]]] = {}
+        for point, card in zip(points, cards, strict=True):
+            others = " ".join(f"{name} {value}" for name, value in point.items() if name != axis)
+            lines.setdefault(others or figure, []).append((float(point[axis]), card["values"][figure]))
+        chart = line_chart({name: sorted(line) for name, line in lines.items()}, label)
+        path = folder / f"{figure}_by_{axis}.svg"
+        title = figure_label(figure, cards[0])
+        path.write_text(standalone(chart, title, [COLOURS[i % len(COLOURS)] for i in range(len(lines))]))
+        written.append(path)
+    return written
