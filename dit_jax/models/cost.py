@@ -64,11 +64,20 @@ def _add_macs(counts: collections.Counter[str], jaxpr: core.Jaxpr, scope: str, t
         inner_scope = f"{scope}/{equation.source_info.name_stack}"
         if macs := _equation_macs(equation):
             counts[inner_scope] += times * macs
-        trips = equation.params["length"] if equation.primitive.name == "scan" else 1
+        trips = _times(equation)
         for param in equation.params.values():
             inner = param.jaxpr if isinstance(param, core.ClosedJaxpr) else param
             if isinstance(inner, core.Jaxpr):
                 _add_macs(counts, inner, inner_scope, times * trips)
+
+
+def _times(equation: core.JaxprEqn) -> int:
+    """Returns how often the inner computation of an operation is done, on all devices together."""
+    if equation.primitive.name == "scan":
+        return equation.params["length"]
+    if equation.primitive.name == "shard_map":  # whose inner computation is one device's
+        return math.prod(equation.params["mesh"].shape[axis] for axis in equation.params["manual_axes"])
+    return 1
 
 
 def _equation_macs(equation: core.JaxprEqn) -> int:

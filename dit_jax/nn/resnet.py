@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dit_jax.nn.constraints import BATCH, HIDDEN_IMAGES, IMAGES, constrain
+from dit_jax.nn.convolution import convolve
 from dit_jax.types import Array, PRNGKey
 
 
@@ -21,7 +22,8 @@ def conv_init(key: PRNGKey, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float
 
 def conv(features: int, name: str | None = None, kernel: int = 3) -> nn.Conv:
     """Returns a stride-1 convolution that keeps the size."""
-    return nn.Conv(features, (kernel, kernel), padding="SAME", kernel_init=conv_init, name=name)
+    settings = {"kernel_init": conv_init, "conv_general_dilated": convolve, "name": name}
+    return nn.Conv(features, (kernel, kernel), padding="SAME", **settings)
 
 
 def group_norm(num_groups: int, name: str) -> nn.GroupNorm:
@@ -70,8 +72,8 @@ class Downsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        padding = ((0, 1), (0, 1))
-        h = nn.Conv(x.shape[-1], (3, 3), strides=2, padding=padding, kernel_init=conv_init, name="conv")(x)
+        settings = {"kernel_init": conv_init, "conv_general_dilated": convolve, "name": "conv"}
+        h = nn.Conv(x.shape[-1], (3, 3), strides=2, padding=((0, 1), (0, 1)), **settings)(x)
         return constrain(h, IMAGES)
 
 

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from dit_jax.config import LPIPS_MIN_SIZE
+from dit_jax.nn.convolution import convolve
 from dit_jax.types import Array, Params
 
 VGG16_WIDTHS = (64, 128, 256, 512, 512)  # of its stages (arXiv:1409.1556, table 1, column D)
@@ -137,7 +138,7 @@ def _convolution(x: Array, kernel: Array, *args, precision=None, **kwargs) -> Ar
     """
     batch, height, width, channels = x.shape
     if min(height, width) >= 3:
-        return jax.lax.conv_general_dilated(x, kernel, *args, precision=precision, **kwargs)
+        return convolve(x, kernel, *args, precision=precision, **kwargs)
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     patches = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
     patches = jnp.concatenate(patches, axis=-1).reshape(-1, 9 * channels)  # [B * H * W, 9 * C]

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from dit_jax.config import DiscriminatorConfig
+from dit_jax.nn.convolution import convolve
 from dit_jax.types import Array, PRNGKey
 
 
@@ -35,6 +36,7 @@ class PatchDiscriminator(nn.Module):
             kernel_size=(4, 4),
             padding=1,
             kernel_init=nn.initializers.normal(0.02),  # pix2pix, section 6.2
+            conv_general_dilated=convolve,
         )
         h = conv(self.base_channels, strides=2, name="conv_in")(x)
         for i in range(1, self.num_layers + 1):

@@ -55,12 +55,6 @@ def train(
     """
     training, started = config.training, time.monotonic() if started is None else started
     check_batch_size(training.global_batch_size, mesh, "config.training.global_batch_size")
-    if config.stage == "autoencoder" and mesh.shape["tensor"] > 1 and mesh.shape["sequence"] > 1:
-        # Seen at 28 x 28: the losses of such a mesh leave those of one device by a percent from the third step on.
-        raise ValueError(
-            f"config.mesh: tensor={mesh.shape['tensor']} and sequence={mesh.shape['sequence']} together do not train "
-            "an autoencoder rightly yet; use one of them"
-        )
     optimizer, train_step = build_update(config, task.gradient_fn, task.observe)
     abstract = abstract_state(config, optimizer, mesh)
     with Checkpoints(workdir, training.max_checkpoints) as checkpoints, open_snapshots(workdir, config) as snapshots:
