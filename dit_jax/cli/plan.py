@@ -8,6 +8,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import sys
 import typing
 
 from dit_jax.cli.main import add_config_argument
@@ -46,25 +47,14 @@ def run(args: argparse.Namespace) -> None:
 
     from dit_jax.parallel.chips import chip_of
     from dit_jax.planning.compiled import topology_devices
-    from dit_jax.planning.plan import recommended, remat_policies
+    from dit_jax.planning.plan import sends_too_much
 
     devices = topology_devices(args.topology)
     check_platform(config, devices[0].platform)
     chip = chip_of(devices[0].device_kind)
     report = {"topology": args.topology, "devices": len(devices), "chips": len(devices) // chip.devices}
     if args.sweep:
-        plans = []
-        for candidate in candidates(config, devices):
-            for policy in remat_policies(candidate):
-                compute = dataclasses.replace(candidate.compute, remat=policy)
-                plan = plan_or_reason(dataclasses.replace(candidate, compute=compute), devices, args.sampler)
-                plans.append(plan)
-                if not args.json:
-                    print(sweep_line(plan), flush=True)
-                if plan["fits"] or "reason" in plan:  # computing again what fits would only take time
-                    break
-        best = recommended(plans)
-        report |= {"plans": plans, "recommended": best and {name: best[name] for name in ("mesh", "remat")}}
+        report |= sweep(config, devices, args.sampler, args.json)
         if not args.json:
             print(recommendation(report["recommended"]))
     else:
@@ -73,10 +63,31 @@ def run(args: argparse.Namespace) -> None:
             print("\n".join(describe(report, chip.devices)), flush=True)
         if not report["fits"]:
             report["recommended"] = what_fits(config, devices, args.sampler, report)
-            if not args.json:
-                print(recommended_line(report["recommended"]))
+        elif sends_too_much(report):
+            report["recommended"] = what_sends_less(config, devices, args.sampler, report)
+        if "recommended" in report and not args.json:
+            print(recommended_line(report["recommended"], report["fits"]))
     if args.json:
         print(json.dumps(report))
+
+
+def sweep(config: Config, devices: list, sampler: bool, quiet: bool) -> dict:
+    """Returns the plans of the config on each mesh, of each that does not fit with more remat, and the best of them."""
+    from dit_jax.planning.plan import recommended, remat_policies
+
+    plans, meshes = [], candidates(config, devices)
+    for i, candidate in enumerate(meshes, start=1):
+        for policy in remat_policies(candidate):
+            compute = dataclasses.replace(candidate.compute, remat=policy)
+            axes = f"data {candidate.mesh.data}, fsdp {candidate.mesh.fsdp}, remat {policy}"
+            print(f"compiling mesh {i} of {len(meshes)}: {axes} ...", file=sys.stderr, flush=True)
+            plans.append(plan_or_reason(dataclasses.replace(candidate, compute=compute), devices, sampler))
+            if not quiet:
+                print(sweep_line(plans[-1]), flush=True)
+            if plans[-1]["fits"] or "reason" in plans[-1]:  # computing again what fits would only take time
+                break
+    best = recommended(plans)
+    return {"plans": plans, "recommended": best and {name: best[name] for name in ("mesh", "remat")}}
 
 
 def candidates(config: Config, devices: list) -> list[Config]:
@@ -91,8 +102,11 @@ def candidates(config: Config, devices: list) -> list[Config]:
 def what_fits(config: Config, devices: list, sampler: bool, plan: dict) -> dict | None:
     """Returns the flags with which a config that does not fit does, each the first that the plan before suggests.
 
-    With them comes the plan that they make; None where only a smaller batch or a larger slice is left.
+    With them comes the plan that they make; None where only a smaller batch or a larger slice is left. What cannot be
+    enough is not compiled, but taken together with what is suggested next.
     """
+    from dit_jax.planning.plan import at_best, suggest
+
     chosen = {}
     while not plan["fits"]:
         for suggestion in plan["suggestions"]:
@@ -100,11 +114,45 @@ def what_fits(config: Config, devices: list, sampler: bool, plan: dict) -> dict 
             if not flags or "training.global_batch_size" in flags:
                 return None  # the one would be another run, the other another machine
             candidate = override_config(config, list(flags.items()))
-            plan = plan_or_reason(candidate, devices, sampler)
-            if "reason" not in plan:
+            try:
+                axes, state = placed_state(candidate, devices)
+                least = at_best(config, plan, candidate, state)
+                if least > plan["available"]:
+                    plan = {"fits": False, "needed": least, "available": plan["available"], "state": state}
+                    plan["suggestions"] = suggest(candidate, axes, plan)
+                else:
+                    print(f"compiling with {suggestion} ...", file=sys.stderr, flush=True)
+                    plan = plan_of(candidate, devices, sampler)
                 break
+            except ValueError:  # of a mesh that cannot be
+                continue
         config, chosen = candidate, chosen | flags
     return {"flags": [f"--config.{key}={value}" for key, value in chosen.items()], "plan": plan}
+
+
+def what_sends_less(config: Config, devices: list, sampler: bool, plan: dict) -> dict | None:
+    """Returns the flags of the first smaller split of the parameters that fits and does not send too much; or None."""
+    from dit_jax.planning.plan import fsdp_splits, sends_too_much
+
+    for fsdp in reversed(fsdp_splits(plan["mesh"]["data"] * plan["mesh"]["fsdp"])):
+        if fsdp >= plan["mesh"]["fsdp"]:
+            continue
+        flags = {"mesh.data": "-1", "mesh.fsdp": str(fsdp)}
+        print(f"compiling with fsdp {fsdp} ...", file=sys.stderr, flush=True)
+        found = plan_or_reason(override_config(config, list(flags.items())), devices, sampler)
+        if found["fits"] and not sends_too_much(found):
+            return {"flags": [f"--config.{key}={value}" for key, value in flags.items()], "plan": found}
+    return None
+
+
+def placed_state(config: Config, devices: list) -> tuple[dict[str, int], dict[str, int]]:
+    """Returns the axes of a config's mesh, and the bytes of each part of the state that a device holds."""
+    from dit_jax.parallel.mesh import make_mesh
+    from dit_jax.planning.compiled import bytes_per_device
+
+    mesh = make_mesh(config.mesh, devices)
+    state = train_program(config, mesh).state
+    return dict(mesh.shape), {name: bytes_per_device(tree) for name, tree in state.items()}
 
 
 def plan_or_reason(config: Config, devices: list, sampler: bool) -> dict:
@@ -282,6 +330,8 @@ def describe_program(plan: dict, what: str, of_chip: str) -> list[str]:
         note = f"  at least {mb(least[kind])}" if least.get(kind) else ""
         count, background = figures["count"], figures["asynchronous"]
         lines.append(f"  {kind:<20} {count:>5} times, {background:>5} asynchronous {mb(figures['bytes']):>12}{note}")
+    if "copy" in plan:
+        lines.append(describe_copy(plan["copy"], of_chip))
     times = plan["predicted"]
     lines.append(
         f"predicted, a roofline and not a measurement: {1e3 * times['seconds']:.3g} ms"
@@ -297,6 +347,16 @@ def describe_program(plan: dict, what: str, of_chip: str) -> list[str]:
             f"  {plan['model_flops']:.4g} FLOPs (6 x the multiply-adds) of {times['flops']:.4g} in the program"
         )
     return lines
+
+
+def describe_copy(copy: dict, of_chip: str) -> str:
+    """Returns the line about how much of the parameters and optimizer a device ever has."""
+    whole = f"{memory(copy['whole'])} of parameters and optimizer"
+    if copy["held"] == copy["whole"]:
+        return f"a {of_chip} holds a full copy of the {whole}"
+    verdict = "never a full copy" if copy["at_most"] < copy["whole"] else "a full copy for a time, perhaps"
+    gathered = memory(copy["at_most"] - copy["held"])
+    return f"of the {whole} a {of_chip} holds {memory(copy['held'])}, and gathers {gathered} in a step: {verdict}"
 
 
 def least_of(plan: dict) -> str:
@@ -328,12 +388,16 @@ def recommendation(best: dict | None) -> str:
     return " ".join(["recommended:", *flags, f"--config.compute.remat={best['remat']}"])
 
 
-def recommended_line(found: dict | None) -> str:
-    """Returns the line about what makes a config fit that does not."""
+def recommended_line(found: dict | None, fits: bool) -> str:
+    """Returns the line about what makes a config fit that does not, or one that fits send less."""
     if found is None:
+        if fits:
+            return "it sends much more than the least, and no smaller split of the parameters that fits sends less"
         return "no mesh, remat or accumulation makes it fit; train with a smaller batch, or on more or larger chips"
-    needs = f"needs {memory(found['plan']['needed'])} of {memory(found['plan']['available'])}"
-    return f"recommended: {' '.join(found['flags'])}: {needs}, fits"
+    plan = found["plan"]
+    needs = f"needs {memory(plan['needed'])} of {memory(plan['available'])}, fits"
+    why = f"it sends much more than the least; this {mb(plan['sent'])}{least_of(plan)}; " if fits else ""
+    return f"recommended: {' '.join(found['flags'])}: {why}{needs}"
 
 
 def memory(size: float) -> str:

@@ -147,36 +147,113 @@ def test_what_does_not_fit_comes_with_flags_that_need_less(tmp_path):
         assert all(key.split(".")[0] in ("mesh", "compute", "training") for key in overrides)
 
 
-def test_what_does_not_fit_is_planned_again_until_it_does(tmp_path, monkeypatch):
+def pretend_to_compile(monkeypatch, needed_by, state=2**28, available=2**31):
+    """Makes plans of what `needed_by(config)` says, on four devices; returns what it compiled, and plan_of."""
     tried = []
 
-    def plan_of(config, devices, sampler):
-        tried.append((config.mesh.fsdp, config.compute.remat))
+    def placed_state(config, devices):
         if config.mesh.fsdp == 4:
             raise ValueError("1152 must be divisible")
-        fits = config.compute.remat == enough
-        axes = {"data": config.mesh.data, "fsdp": config.mesh.fsdp}
-        suggestions = plan.suggest(config, {**axes, "data": 4 // config.mesh.fsdp})
-        return {"fits": fits, "needed": 2**30, "available": 2**31, "suggestions": suggestions}
+        return {"data": 4 // config.mesh.fsdp, "fsdp": config.mesh.fsdp}, {"parameters": state // config.mesh.fsdp}
+
+    def plan_of(config, devices, sampler):
+        axes, parts = placed_state(config, devices)
+        tried.append((config.mesh.fsdp, config.compute.remat, config.training.accumulation_steps))
+        report = {"needed": needed_by(config), "available": available, "state": parts, "mesh": axes}
+        report["fits"] = report["needed"] <= available
+        return report | {"suggestions": plan.suggest(config, axes, report)}
 
     monkeypatch.setattr(plan_verb, "plan_of", plan_of)
-    config, enough = latents_config(tmp_path, data=4), "full"
+    monkeypatch.setattr(plan_verb, "placed_state", placed_state)
+    return tried, plan_of
+
+
+def test_what_does_not_fit_is_planned_again_until_it_does(tmp_path, monkeypatch):
+    enough = "full"
+    needed_by = lambda config: 2**30 if config.compute.remat == enough else 2**31 + 1  # noqa: E731
+    tried, plan_of = pretend_to_compile(monkeypatch, needed_by)
+    config = latents_config(tmp_path, data=4)
     found = plan_verb.what_fits(config, [], False, plan_of(config, [], False))
-    assert tried == [(1, "none"), (4, "none"), (1, "dots"), (4, "dots"), (1, "full")]
+    assert tried == [(1, "none", 1), (1, "dots", 1), (1, "full", 1)]
     assert found["flags"] == ["--config.compute.remat=full"] and found["plan"]["fits"]
-    assert plan_verb.recommended_line(found) == (
+    assert plan_verb.recommended_line(found, False) == (
         "recommended: --config.compute.remat=full: needs 1.00 GiB of 2.00 GiB, fits"
     )
     enough = "never"
     assert plan_verb.what_fits(config, [], False, plan_of(config, [], False)) is None
+    assert plan_verb.recommended_line(None, False).startswith("no mesh, remat or accumulation makes it fit; train with")
+
+
+def test_what_cannot_be_enough_is_not_compiled(tmp_path, monkeypatch):
+    config = latents_config(tmp_path, data=4)
+    config = dataclasses.replace(config, training=dataclasses.replace(config.training, global_batch_size=4 * 1024))
+    needed_by = lambda config: 2**28 + 2**41 // config.training.accumulation_steps  # noqa: E731
+    tried, plan_of = pretend_to_compile(monkeypatch, needed_by)
+    found = plan_verb.what_fits(config, [], False, plan_of(config, [], False))
+    # 2,048 GiB beside the state: 3 % of them, in 36 parts or more, might fit beside it in 2 GiB; but all are needed.
+    assert tried == [(1, "none", 1), (1, "full", 64)]
+    assert found is None
+
+
+def test_a_split_that_sends_too_much_is_not_recommended(tmp_path, monkeypatch):
+    plans = {1: (1.0, True), 8: (1.2, True), 64: (1.5, True)}
+
+    def plan_of(config, devices, sampler):
+        ratio, fits = plans[config.mesh.fsdp]
+        report = {"mesh": {"data": 64 // config.mesh.fsdp, "fsdp": config.mesh.fsdp}, "fits": fits, "available": 2**31}
+        return report | {"sent": 1e6 * ratio, "least_sent": 1e6, "needed": 2**30, "predicted": {"seconds": 1 / ratio}}
+
+    monkeypatch.setattr(plan_verb, "plan_of", plan_of)
+    config = latents_config(tmp_path, data=1, fsdp=64)
+    worst = plan_of(config, [], False)
+    assert plan.sends_too_much(worst)
+    found = plan_verb.what_sends_less(config, [], False, worst)
+    assert found["flags"] == ["--config.mesh.data=-1", "--config.mesh.fsdp=8"]
+    assert plan_verb.recommended_line(found, True) == (
+        "recommended: --config.mesh.data=-1 --config.mesh.fsdp=8: it sends much more than the least; this 1.2 MB, "
+        "1.20 x the least for its parameters and gradients, 1.0 MB; needs 1.00 GiB of 2.00 GiB, fits"
+    )
+    assert plan.recommended([worst, found["plan"]]) is found["plan"]  # though it is slower
+    assert plan.recommended([worst]) is worst
+    plans[8] = (1.2, False)
+    assert plan_verb.what_sends_less(config, [], False, worst)["plan"]["mesh"]["fsdp"] == 1
+    plans[1] = (1.3, True)
+    assert plan_verb.what_sends_less(config, [], False, worst) is None
+
+
+def test_with_fsdp_no_device_ever_holds_a_copy_of_parameters_and_optimizer(plans):
+    whole = plans["data"]["copy"]
+    state = plans["data"]["state"]
+    assert whole["held"] == whole["whole"] == whole["at_most"] == state["parameters"] + state["optimizer"]
+    split = plans["fsdp"]["copy"]
+    assert split["whole"] == whole["whole"] and split["held"] < whole["whole"] / 4
+    assert split["held"] < split["at_most"] < split["whole"]
+    lines = [plan_verb.describe_copy(plans[name]["copy"], "chip") for name in ("data", "fsdp")]
+    assert "holds a full copy" in lines[0] and lines[1].endswith("never a full copy")
+
+
+def test_a_program_that_gathers_all_parameters_and_the_optimizer_is_told_so(tmp_path):
+    config = latents_config(tmp_path, data=1, fsdp=8)
+    program = plan_verb.train_program(config, make_mesh(config.mesh))
+    state = program.args[0]
+    here = state.step.sharding  # on every device
+
+    def gather(state, batch, constants):
+        return jax.lax.with_sharding_constraint((state.params, state.opt_state), here)
+
+    report = plan.plan_program(config, dataclasses.replace(program, function=jax.jit(gather)), CHIP)
+    assert report["copy"]["at_most"] >= report["copy"]["whole"]
+    assert plan_verb.describe_copy(report["copy"], "chip").endswith("a full copy for a time, perhaps")
 
 
 def test_nothing_is_suggested_that_is_already_done(tmp_path):
     config = dataclasses.replace(latents_config(tmp_path), compute=ComputeConfig(remat="full"))
-    assert plan.suggest(config, {"data": 1, "fsdp": 8}) == ["a larger slice, or chips with more memory"]
+    tight = {"needed": 2**34, "available": 2**33, "state": {"parameters": 2**32}}
+    assert plan.suggest(config, {"data": 1, "fsdp": 8}, tight) == ["a larger slice, or chips with more memory"]
+    assert plan.suggest_for_sampling(config, {"data": 1, "fsdp": 8}) == ["a larger slice, or chips with more memory"]
     # Accumulation would not see the whole batch.
     config = dataclasses.replace(adversarial_config(tmp_path), compute=ComputeConfig(remat="full"))
-    assert plan.suggest(config, {"data": 1, "fsdp": 2})[:-1] == ["--config.training.global_batch_size=4"]
+    assert plan.suggest(config, {"data": 1, "fsdp": 2}, tight)[:-1] == ["--config.training.global_batch_size=4"]
 
 
 def test_a_sweep_tries_a_few_splits_and_recommends_the_fastest_that_fits(tmp_path):
