@@ -47,6 +47,12 @@ class Checkpoints:
         arguments = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         self._manager.save(step, args=ocp.args.Composite(config=ocp.args.JsonSave(config_to_dict(config)), **arguments))
 
+    def drop_after(self, step: int) -> None:
+        """Deletes the steps after this one."""
+        for later in self.all_steps():
+            if later > step:
+                self._manager.delete(later)
+
     def wait(self) -> None:
         """Returns when the last save is complete."""
         self._manager.wait_until_finished()

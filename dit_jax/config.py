@@ -166,6 +166,12 @@ class TrainingConfig:
     checkpoint_every_steps: int = field(5000, fixed=False)
     max_checkpoints: int = field(3, fixed=False)  # older ones are deleted
     num_eval_examples: int = field(1024, fixed=False)
+    # A step whose loss or gradient norm is not finite is skipped. After so many in a row the run goes back to the
+    # checkpoint before them and on behind them; after so many such returns it stops.
+    max_bad_steps: int = field(10, fixed=False)
+    max_rollbacks: int = field(3, fixed=False)
+    # Also skips a step whose loss is so many robust standard deviations above the median of the last; None: does not.
+    spike_zscore: float | None = field(None, fixed=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -625,7 +631,7 @@ def _check_signs(section: Any, path: str) -> None:
         value, name = getattr(section, f.name), f"{path}.{f.name}"
         if dataclasses.is_dataclass(value):
             _check_signs(value, name)
-        zero_allowed = f.default == 0 or f.name in ("attention_levels", "timesteps", "start_step")
+        zero_allowed = f.default == 0 or f.name in ("attention_levels", "timesteps", "start_step", "max_rollbacks")
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, int) and not isinstance(number, bool):
                 _require(number > 0 or (number == 0 and zero_allowed), f"{name}={value} must be positive")

@@ -131,7 +131,9 @@ run_processes() {
       wait "$pid" || code=$?
       if ((code && !first)); then
         first=$code
-        if ((${#left[@]} > 1)) && ! $interrupted; then
+        if ((code == 75)); then # the others save, too
+          end_after "$GRACE_SECONDS"
+        elif ((${#left[@]} > 1)) && ! $interrupted; then
           echo "error: a process ended with code $code; the others end within $FOLLOW_SECONDS s" >&2
           end_after "$FOLLOW_SECONDS"
         fi

@@ -62,8 +62,10 @@ cd -- ${PWD@Q}
 source launch/environment.sh gpu
 source launch/xla_flags.sh gpu
 code=0
+trap : TERM # which SLURM may send to this script as well: the tasks save and end
+# Tasks that were told to make way end with 75 one after the other; others have a minute to follow one that failed.
 # Since SLURM 22.05 a step does not inherit the job's --cpus-per-task.
-srun --cpus-per-task=$cpus --kill-on-bad-exit=1 --label$command || code=\$?
+srun --cpus-per-task=$cpus --kill-on-bad-exit=0 --wait=60 --label$command || code=\$?
 if ((code == 75)); then # it was told to make way, has saved, and wants to be started again
   scontrol requeue "\$SLURM_JOB_ID"
 fi

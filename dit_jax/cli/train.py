@@ -8,9 +8,11 @@ import pathlib
 import re
 import shutil
 import typing
+from contextlib import nullcontext
 
 from dit_jax.cli.main import add_config_argument
 from dit_jax.config import Config, check_platform, fixed_differences, load_config
+from dit_jax.parallel.preemption import Preemption
 
 if typing.TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -26,18 +28,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's flags."""
     add_config_argument(parser)
     parser.add_argument("--workdir", required=True, metavar="DIR", help="where the run lives; resumed if it exists")
+    parser.add_argument(
+        "--replay_step",
+        type=int,
+        metavar="STEP",
+        help="instead of training make this step of the run again, such as one in bad_steps.jsonl, and tell what was "
+        "wrong with it; nothing is written",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
-    """Checks everything that needs no device, then trains."""
+    """Checks everything that needs no device, then trains; SIGTERM makes it save and exit (`parallel.preemption`)."""
+    with nullcontext() if args.replay_step is not None else Preemption() as preemption:
+        _run(args, preemption)
+
+
+def _run(args: argparse.Namespace, preemption: Preemption | None) -> None:
     config = load_config(args.config, args.overrides)
+    if args.replay_step is not None and not 1 <= args.replay_step <= config.training.num_train_steps:
+        raise ValueError(
+            f"--replay_step={args.replay_step} must be a step of the run, from 1 to {config.training.num_train_steps}"
+        )
     from dit_jax.parallel.compilation_cache import use_compilation_cache
     from dit_jax.parallel.distributed import is_first, start_processes, wait_for_all
 
     use_compilation_cache(config.compute.compilation_cache)
     start_processes()
+    if preemption:
+        preemption.join()
     workdir = pathlib.Path(args.workdir)
-    if is_first():
+    if args.replay_step is not None and not (workdir / "config.json").is_file():
+        raise ValueError(f"--workdir={workdir} has no run whose step could be replayed; give the workdir of one")
+    if is_first() and args.replay_step is None:
         open_workdir(args.workdir)
     wait_for_all("workdir")
     if not workdir.is_dir():
@@ -57,7 +79,21 @@ def run(args: argparse.Namespace) -> None:
     mesh = make_mesh(config.mesh)
     check_platform(config, mesh.devices.flat[0].platform)
     check_batch_size(config.training.global_batch_size, mesh, "config.training.global_batch_size")
-    train(config, workdir, task_of(config, mesh, workdir), mesh, args.started)
+    task = task_of(config, mesh, workdir)
+    if args.replay_step is not None:
+        replay_step(config, workdir, task, mesh, args.replay_step)
+        return
+    train(config, workdir, task, mesh, args.started, preemption)
+
+
+def replay_step(config: Config, workdir: pathlib.Path, task: "Task", mesh: "Mesh", step: int) -> None:
+    """Makes a step of a run again and prints what was wrong with it."""
+    from dit_jax.parallel.distributed import is_first
+    from dit_jax.training.replay import replay
+
+    for line in replay(config, workdir, task, mesh, step):
+        if is_first():
+            print(line, flush=True)
 
 
 def open_workdir(name: str) -> None:
@@ -336,19 +372,20 @@ def open_sources(config: Config) -> tuple:
 
 def make_task(config, mesh, sources, train_transform, eval_transform, losses, draw, **others) -> "Task":
     """Returns the task whose batches are this process's rows of the sources."""
-    from dit_jax.data.pipeline import eval_batches, train_batches
+    from dit_jax.data.pipeline import eval_batches, train_batches, train_positions
     from dit_jax.parallel.mesh import local_rows
     from dit_jax.training.loop import Task
 
     training, (train_source, eval_source) = config.training, sources
-    rows = local_rows(mesh, training.global_batch_size)
+    batch_size = training.global_batch_size
+    rows = local_rows(mesh, batch_size)
     return Task(
         *losses,
         train_batches=lambda start_step: train_batches(
             train_source,
             train_transform,
             seed=config.seed,
-            global_batch_size=training.global_batch_size,
+            global_batch_size=batch_size,
             rows=rows,
             start_step=start_step,
             num_steps=training.num_train_steps,
@@ -357,13 +394,16 @@ def make_task(config, mesh, sources, train_transform, eval_transform, losses, dr
         eval_batches=lambda: eval_batches(
             eval_source,
             eval_transform,
-            batch_size=training.global_batch_size,
+            batch_size=batch_size,
             rows=rows,
             num_examples=training.num_eval_examples,
             num_threads=config.data.num_threads,
         ),
         draw=draw,
         initial_params=initial_params(config),
+        examples_of=lambda batch: train_positions(
+            len(train_source), config.seed, range(batch * batch_size, (batch + 1) * batch_size)
+        ),
         **others,
     )
 

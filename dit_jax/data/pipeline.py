@@ -7,7 +7,7 @@ global batch), nor on where a run was resumed, nor on the timing of threads; and
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,21 +45,27 @@ def train_batches(
       num_threads: each thread prepares a batch ahead of its use.
     """
 
-    # Two at a time: a batch, or the threads, may be in two epochs. Grain's own shuffle computes an index alone, with no
-    # table, but takes milliseconds for an example of a data set of a few images.
-    @functools.lru_cache(maxsize=2)
-    def order(epoch: int) -> np.ndarray:
-        return np.random.default_rng((seed, SHUFFLE_STREAM, epoch)).permutation(len(source))
-
     def load(step: int) -> dict[str, np.ndarray]:
         numbers = [step * global_batch_size + row for row in rows]
-        examples = _read(source, [int(order(g // len(source))[g % len(source)]) for g in numbers])
+        examples = _read(source, train_positions(len(source), seed, numbers))
         return _stack(
             transform(example, np.random.default_rng((seed, EXAMPLE_STREAM, g)))
             for g, example in zip(numbers, examples, strict=True)
         )
 
     return _read_ahead(load, start_step, num_steps, num_threads)
+
+
+def train_positions(size: int, seed: int, numbers: Iterable[int]) -> list[int]:
+    """Returns where in a data set of `size` examples those are that training numbers g = step * batch size + row."""
+    return [int(_order(size, seed, g // size)[g % size]) for g in numbers]
+
+
+# Two at a time: a batch, or the threads, may be in two epochs. Grain's own shuffle computes an index alone, with no
+# table, but takes milliseconds for an example of a data set of a few images.
+@functools.lru_cache(maxsize=2)
+def _order(size: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, SHUFFLE_STREAM, epoch)).permutation(size)
 
 
 def eval_batches(

@@ -153,7 +153,7 @@ def end_all(code: int, message: str, report: str) -> None:
     state = distributed.global_state
     with contextlib.suppress(RuntimeError):  # another process failed first, or the first one is gone
         state.client.key_value_set(ERROR, f"{code} process {state.process_id}: {' '.join(message.split())}")
-    _leave(state.client, code)
+    leave(code)
 
 
 def _end_with_others() -> None:
@@ -171,13 +171,13 @@ def _end_with_others() -> None:
         if not _ending.is_set():
             _ending.set()
             print(f"dit-jax: error: {message}", file=sys.stderr, flush=True)
-            _leave(client, int(code))
+            leave(int(code))
 
 
-def _leave(client, code: int) -> None:
-    """Exits when all processes know of the error, at once: JAX's shutdown would wait for those that hang."""
+def leave(code: int) -> None:
+    """Exits as soon as all processes want to, or some seconds later: JAX's shutdown would wait for those that hang."""
     try:
-        client.wait_at_barrier(ERROR, FAREWELL_SECONDS * 1000)
+        distributed.global_state.client.wait_at_barrier(ERROR, FAREWELL_SECONDS * 1000)
     except RuntimeError:  # not all of them live to hear of it: an error of a collective came from that
         code = LOST if code == UNEXPECTED else code
     if is_first():

@@ -1,10 +1,12 @@
 """The one training loop, for both stages.
 
 step_fn(state, batch) -> (state, metrics), jitted, state donated; batches put ahead of use; metrics fetched one
-step late, so that the host never waits for the device between logs.
+step late, so that the host never waits for the device between logs. Before anything that is kept (an evaluation, a
+checkpoint) it looks at all steps up to there: what is on disk is a function of the steps, wherever a run was killed.
 """
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,6 +21,8 @@ from dit_jax.metrics.held_out import means
 from dit_jax.models.autoencoder import FROZEN_WITH_ENCODER
 from dit_jax.models.averages import average_decays, length_name
 from dit_jax.parallel.mesh import check_batch_size, prefetch, to_host, traced_on
+from dit_jax.parallel.preemption import RESTART, Preemption
+from dit_jax.training.bad_steps import BadSteps
 from dit_jax.training.optimizer import make_optimizer
 from dit_jax.training.reporting import Reporter
 from dit_jax.training.state import TrainState, abstract_state, create_state
@@ -44,35 +48,71 @@ class Task:
     observe: ObserveFn | None = None
     constants: Constants = None
     initial_params: Callable[[Params], Params] | None = None
+    examples_of: Callable[[int], list[int]] | None = None
 
 
 def train(
-    config: Config, workdir: str, task: Task, mesh: jax.sharding.Mesh, started: float | None = None
+    config: Config,
+    workdir: str,
+    task: Task,
+    mesh: jax.sharding.Mesh,
+    started: float | None = None,
+    preemption: Preemption | None = None,
 ) -> TrainState:
     """Trains to the config's last step, from the newest checkpoint of `workdir` if there is one; returns the state.
 
-    started: `time.monotonic()` at the start of the program, to tell how long the first step took from there; None: now.
+    Args:
+      started: `time.monotonic()` at the start of the program, to tell how long the first step took; None: now.
+      preemption: may ask the run to make way, None: nothing does. It then saves, and SystemExit is raised.
     """
     training, started = config.training, time.monotonic() if started is None else started
     check_batch_size(training.global_batch_size, mesh, "config.training.global_batch_size")
     optimizer, train_step = build_update(config, task.gradient_fn, task.observe)
     abstract = abstract_state(config, optimizer, mesh)
-    with Checkpoints(workdir, training.max_checkpoints) as checkpoints, open_snapshots(workdir, config) as snapshots:
-        steps = checkpoints.all_steps()
-        start_step = max(steps, default=0)
-        active = jax.process_index() == 0
-        if active:
-            write_config(workdir, config)
-        with Reporter(workdir, training.num_train_steps, start_step, active=active) as reporter:
-            for line in undivided_activations(config, mesh.shape):
-                reporter.log(line)
-            if steps:
-                state = restore_state(checkpoints, start_step, abstract, config, optimizer, mesh)
-                reporter.log(f"resuming from the checkpoint of step {start_step} of {training.num_train_steps}")
-            else:
-                params = task.initial_params(abstract.params) if task.initial_params else None
-                state = create_state(config, optimizer, mesh, params)
-            return _run(config, task, mesh, train_step, state, start_step, checkpoints, snapshots, reporter, started)
+    step_fn, first = jit_train_step(train_step, abstract), FirstStep(started)
+    active = jax.process_index() == 0
+    while True:  # again after a return to a checkpoint, as if the program had been started again
+        with (
+            Checkpoints(workdir, training.max_checkpoints) as checkpoints,
+            open_snapshots(workdir, config) as snapshots,
+        ):
+            steps = checkpoints.all_steps()
+            start_step = max(steps, default=0)
+            if active:
+                write_config(workdir, config)
+            bad_steps = BadSteps(workdir, start_step, config.seed, task.examples_of, writes=active)
+            with Reporter(workdir, training.num_train_steps, start_step, active=active) as reporter:
+                for line in undivided_activations(config, mesh.shape):
+                    reporter.log(line)
+                if steps:
+                    state = restore_state(checkpoints, start_step, abstract, config, optimizer, mesh)
+                    reporter.log(f"resuming from the checkpoint of step {start_step} of {training.num_train_steps}")
+                else:
+                    params = task.initial_params(abstract.params) if task.initial_params else None
+                    state = create_state(config, optimizer, mesh, params)
+                if snapshots:
+                    _resume_snapshots(snapshots, state, start_step, config)
+                state = _run(
+                    config,
+                    task,
+                    mesh,
+                    step_fn,
+                    state,
+                    start_step,
+                    checkpoints,
+                    snapshots,
+                    bad_steps,
+                    reporter,
+                    first,
+                    preemption or Preemption(),
+                )
+                if state is not None:
+                    return state
+                checkpoints.wait()
+                target = bad_steps.rollback_target(checkpoints.all_steps(), training.max_rollbacks)
+                bad_steps.add_rollback(target)
+                _copy_checkpoint(checkpoints, target, bad_steps.row[-1], abstract, config, optimizer, mesh)
+                reporter.log(f"going on behind step {bad_steps.row[-1]} with the state of step {target}")
 
 
 def build_update(
@@ -83,30 +123,51 @@ def build_update(
     frozen = FROZEN_WITH_ENCODER if config.autoencoder and config.autoencoder.frozen_encoder else ()
     optimizer = make_optimizer(config.optimizer, training.num_train_steps, frozen)
     decays = average_decays(training)
-    return optimizer, make_train_step(gradient_fn, optimizer, training.ema_decay, config.seed, decays, observe)
+    train_step = make_train_step(
+        gradient_fn, optimizer, training.ema_decay, config.seed, decays, observe, training.spike_zscore
+    )
+    return optimizer, train_step
 
 
-def _run(config, task, mesh, train_step, state, start_step, checkpoints, snapshots, reporter, started) -> TrainState:
+def _run(
+    config, task, mesh, step_fn, state, start_step, checkpoints, snapshots, bad_steps, reporter, first, preemption
+) -> TrainState | None:
+    """Returns the state after the last step; None after too many bad steps in a row."""
     training = config.training
     last_step, batch_size = training.num_train_steps, training.global_batch_size
-    step_fn = jit_train_step(train_step, state)
     eval_step = jax.jit(traced_on(mesh, make_eval_step(task.eval_fn)))
     batches = prefetch(task.train_batches(start_step), mesh, batch_size)
-    window, first = MetricsWindow(start_step), FirstStep(start_step + 1, started, reporter)
+    window = MetricsWindow(start_step)
     for step in range(start_step + 1, last_step + 1):
         with window.waiting_for_data():
             batch = next(batches)
         with first.compiling():
             state, metrics = step_fn(state, batch, task.constants)
         window.add(metrics)
-        is_last = step == last_step
-        if (step - 1) % training.log_every_steps == 0:  # one step late: the device works on this step meanwhile
-            _log_window(window.fetch(keep=1), training.log_every_steps, reporter)
-        if is_last:
-            _log_window(window.fetch(keep=0), training.log_every_steps, reporter)
-        first.report(finished := window.finished_step())
-        reporter.progress(finished, window.last_loss)
-        if step % training.eval_every_steps == 0 or is_last:
+        is_last, stops = step == last_step, preemption.stops_after(step)
+        evaluates = is_last or step % training.eval_every_steps == 0
+        saves = is_last or step % training.checkpoint_every_steps == 0
+        snaps = snapshots and (is_last or step % training.snapshot_every_steps == 0)
+        if evaluates or saves or snaps or stops:
+            rows = window.fetch(keep=0)
+        elif (step - 1) % training.log_every_steps == 0:  # one step late: the device works on this step meanwhile
+            rows = window.fetch(keep=1)
+        else:
+            rows = []
+        for row_step, row in rows:
+            if reason := bad_steps.add(row_step, row):
+                reporter.log(f"step {row_step} was skipped, {reason}: {len(bad_steps.row)} in a row")
+            if len(bad_steps.row) >= training.max_bad_steps:
+                batches.close()
+                return None
+        if rows:
+            rates = window.rates()
+            for _, group in itertools.groupby(rows, lambda row: (row[0] - 1) // training.log_every_steps):
+                line = list(group)
+                reporter.scalars(line[-1][0], "train", summary(line) | rates)
+        first.report(window.finished_step() > start_step, reporter)
+        reporter.progress(window.finished_step(), window.last_loss)
+        if evaluates:
             eval_batches = prefetch(task.eval_batches(), mesh, batch_size)
             values = evaluate(eval_step, state.eval_params, eval_batches, task.constants)
             values |= task.measure(state.eval_params) if task.measure else {}
@@ -115,13 +176,23 @@ def _run(config, task, mesh, train_step, state, start_step, checkpoints, snapsho
             for name, picture in task.draw(state.eval_params).items():
                 reporter.image(step, name, picture)
             window.restart_clock()
-        if step % training.checkpoint_every_steps == 0 or is_last:
+        if stops or (saves and (is_last or not bad_steps.row)):  # a row of bad steps: its end may say the state is bad
             checkpoints.save(step, state_items(state), config)
-        if snapshots and (step % training.snapshot_every_steps == 0 or is_last):
-            names = [length_name(length) for length in training.ema_lengths]
-            snapshots.save(step, {name: state.averages[name] for name in names}, config)
+        if snaps:
+            snapshots.save(step, _snapshot(state, config), config)
+        if stops and not is_last:
+            checkpoints.wait()
+            reporter.log(
+                f"asked to make way: step {step} is saved, and the exit code {RESTART} says to go on from there"
+            )
+            raise SystemExit(RESTART)
     checkpoints.wait()
     return state
+
+
+def _copy_checkpoint(checkpoints, target, step, abstract, config, optimizer, mesh) -> None:
+    """Saves the state of step `target` as that of a later step."""
+    checkpoints.save(step, state_items(restore_state(checkpoints, target, abstract, config, optimizer, mesh)), config)
 
 
 def open_snapshots(workdir: str, config: Config) -> AbstractContextManager[Checkpoints | None]:
@@ -129,10 +200,22 @@ def open_snapshots(workdir: str, config: Config) -> AbstractContextManager[Check
     return Checkpoints(workdir, folder=SNAPSHOTS) if config.training.ema_lengths else nullcontext()
 
 
+def _snapshot(state: TrainState, config: Config) -> dict:
+    names = [length_name(length) for length in config.training.ema_lengths]
+    return {name: state.averages[name] for name in names}
+
+
+def _resume_snapshots(snapshots: Checkpoints, state: TrainState, step: int, config: Config) -> None:
+    """Drops the snapshots after a step, which come again, and makes that of the step where a kill came before it."""
+    snapshots.drop_after(step)
+    if step and step % config.training.snapshot_every_steps == 0 and step not in snapshots.all_steps():
+        snapshots.save(step, _snapshot(state, config), config)
+
+
 def state_items(state: TrainState) -> dict:
     """Returns the items of a checkpoint; the step is the checkpoint's name."""
     items = {"params": state.params, "opt_state": state.opt_state, "ema_params": state.ema_params}
-    items |= {"averages": state.averages or None, "loss_state": state.loss_state}
+    items |= {"averages": state.averages or None, "loss_state": state.loss_state, "recent": state.recent}
     return {name: tree for name, tree in items.items() if tree is not None}
 
 
@@ -166,8 +249,8 @@ def evaluate(
 class FirstStep:
     """Tells how long a start of a run took to its first step, and how much of it that step's compilation."""
 
-    def __init__(self, step: int, started: float, reporter: Reporter):
-        self._step, self._started, self._reporter = step, started, reporter
+    def __init__(self, started: float):
+        self._started = started
         self._compile_seconds: float | None = None
         self._reported = False
 
@@ -179,22 +262,19 @@ class FirstStep:
         if self._compile_seconds is None:
             self._compile_seconds = time.monotonic() - start
 
-    def report(self, finished: int) -> None:
-        """Logs it, once, as soon as a step at or after the first is known to be finished."""
-        if self._reported or finished < self._step:
+    def report(self, finished: bool, reporter: Reporter) -> None:
+        """Logs it, once, as soon as the first step is known to be finished."""
+        if self._reported or not finished:
             return
         self._reported = True
-        self._reporter.log(
+        reporter.log(
             f"first step after {time.monotonic() - self._started:.1f} s, "
             f"{self._compile_seconds:.1f} s of them compiling it"
         )
 
 
 class MetricsWindow:
-    """Metrics on the device since the last log; `fetch` brings their means to the host.
-
-    With them come `steps_per_second`, and `data_wait`, the share of the time in which the loop waited for a batch.
-    """
+    """Metrics on the device since the last fetch, and the clock of the rates."""
 
     def __init__(self, start_step: int):
         self._step = start_step  # of the last fetched metrics
@@ -225,29 +305,30 @@ class MetricsWindow:
             self._num_ready += 1
         return self._step + self._num_ready
 
-    def fetch(self, keep: int) -> tuple[int, dict[str, float]] | None:
-        """Returns the newest step but `keep`, and the means since the last fetch up to it; None if there is none."""
+    def fetch(self, keep: int) -> list[tuple[int, dict[str, float]]]:
+        """Returns (step, metrics) of all steps since the last fetch but the newest `keep`."""
         ready = self._pending[: len(self._pending) - keep]
-        if not ready:
-            return None
+        first = self._step + 1
         self._pending = self._pending[len(ready) :]
         self._num_ready = max(0, self._num_ready - len(ready))
         self._step += len(ready)
-        values = jax.tree.map(lambda *series: float(np.mean(series)), *jax.device_get(ready))
-        self.last_loss = values["loss"]
+        rows = [(first + i, jax.tree.map(float, row)) for i, row in enumerate(jax.device_get(ready))]
+        self.last_loss = rows[-1][1]["loss"] if rows else self.last_loss
+        return rows
+
+    def rates(self) -> dict[str, float]:
+        """Returns `steps_per_second` and `data_wait`, the share of the time in which the loop waited for a batch.
+
+        They are of the time since the last call, or since the clock was restarted.
+        """
         seconds = max(time.monotonic() - self._start, 1e-9)
-        values |= {"steps_per_second": self._counted / seconds, "data_wait": self._waited / seconds}
+        rates = {"steps_per_second": self._counted / seconds, "data_wait": self._waited / seconds}
         self.restart_clock()
-        return self._step, values
+        return rates
 
 
-def _log_window(window: tuple[int, dict[str, float]] | None, num_steps: int, reporter: Reporter) -> None:
-    if window is None:
-        return
-    step, values = window
-    if not np.isfinite(values["loss"]):
-        raise ValueError(
-            f"the loss is {values['loss']} within the {num_steps} steps before step {step}; the last checkpoint is "
-            "kept; lower config.optimizer.learning_rate or set config.optimizer.max_grad_norm"
-        )
-    reporter.scalars(step, "train", values)
+def summary(rows: list[tuple[int, dict[str, float]]]) -> dict[str, float]:
+    """Returns the means of the metrics over the good ones of some steps, and how many were `skipped`."""
+    good = [row for _, row in rows if not row["skipped"]]
+    means_of_good = jax.tree.map(lambda *series: float(np.mean(series)), *good) if good else {}
+    return means_of_good | {"skipped": float(len(rows) - len(good))}

@@ -15,6 +15,7 @@ from dit_jax.parallel.rules import tree_shardings
 from dit_jax.perceptual.patchgan import build_discriminator
 from dit_jax.types import Array, Params, PRNGKey
 
+SPIKE_WINDOW = 128  # losses that a step's is compared with; those of a few minutes, so that the trend hardly matters
 DISCRIMINATOR_STREAM = 1  # of the run's key: keeps its initial weights apart from the network's
 
 
@@ -34,7 +35,11 @@ class LossState:
 
 @flax.struct.dataclass
 class TrainState:
-    """step: int32 scalar, the number of updates made; ema_params: None without an EMA; averages: others, by name."""
+    """step: int32 scalar, the number of batches seen; ema_params: None without an EMA; averages: others, by name.
+
+    recent: the `loss` [SPIKE_WINDOW] float32 of the newest good steps, NaN for those still to come; None where the
+    config does not look for spikes.
+    """
 
     step: Array
     params: Params
@@ -42,6 +47,7 @@ class TrainState:
     ema_params: Params | None
     averages: dict[str, Params] = flax.struct.field(default_factory=dict)
     loss_state: LossState | None = None
+    recent: dict[str, Array] | None = None
 
     @property
     def eval_params(self) -> Params:
@@ -59,7 +65,9 @@ def state_of(config: Config, optimizer: optax.GradientTransformation, params: Pa
     ema_params = None if config.training.ema_decay is None else jax.tree.map(jnp.copy, params)
     averages = {name: jax.tree.map(jnp.copy, params) for name in average_decays(config.training)}
     loss_state = init_loss_state(config, optimizer, params)
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), ema_params, averages, loss_state)
+    recent = None if config.training.spike_zscore is None else {"loss": jnp.full(SPIKE_WINDOW, jnp.nan)}
+    step = jnp.zeros((), jnp.int32)
+    return TrainState(step, params, optimizer.init(params), ema_params, averages, loss_state, recent)
 
 
 def init_loss_state(config: Config, optimizer: optax.GradientTransformation, params: Params) -> LossState | None:

@@ -2,6 +2,9 @@
 
 Randomness is a function of (seed, step): every step folds its number into the run's key, and the draws are made for
 the global batch, so that they are the same on any mesh (JAX's threefry is partitionable).
+
+A bad step, whose loss or gradients are not finite, changes nothing but the number of the step; decided on the device,
+so that the host need not look.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,6 +19,8 @@ from dit_jax.models.averages import DecayFn, update_averages
 from dit_jax.parallel.mesh import traced_on
 from dit_jax.training.state import LossState, TrainState
 from dit_jax.types import Array, Batch, Params, PRNGKey
+
+NORMS_AND_LOSS = ("loss", "grad_norm", "loss_grad_norm")  # the metrics that are finite in a good step
 
 Constants = Any  # arrays that a stage's loss reads and no step changes, such as the weights of LPIPS
 
@@ -58,8 +63,13 @@ def make_train_step(
     seed: int,
     average_decays: Mapping[str, DecayFn] | None = None,
     observe: ObserveFn | None = None,
+    spike_zscore: float | None = None,
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
-    """Returns the pure update (state, batch, constants) -> (state, metrics); metrics are scalars float32."""
+    """Returns the pure update (state, batch, constants) -> (state, metrics); metrics are scalars float32.
+
+    `skipped` is 1 for a bad step, of which all but `state.step` stays as it was, bit for bit: of a loss or gradient
+    norm that is not finite (`loss_grad_norm` is that of the loss' own parameters), or of a loss that `is_spike`.
+    """
 
     def train_step(state: TrainState, batch: Batch, constants: Constants = None) -> tuple[TrainState, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -76,9 +86,29 @@ def make_train_step(
             ema_params = optax.incremental_update(params, ema_params, 1.0 - ema_decay)
         averages = update_averages(state.averages, params, state.step + 1, average_decays or {})
         metrics = gradients.metrics | {"grad_norm": optax.tree.norm(gradients.params)}
-        return TrainState(state.step + 1, params, opt_state, ema_params, averages, loss_state), metrics
+        if loss_state is not None and loss_state.params:
+            metrics["loss_grad_norm"] = optax.tree.norm(gradients.loss_params)
+        good = jnp.isfinite(jnp.stack([metrics[name] for name in NORMS_AND_LOSS if name in metrics])).all()
+        recent = state.recent
+        if spike_zscore is not None:
+            good &= ~is_spike(metrics["loss"], recent["loss"], spike_zscore)
+            recent = {"loss": jnp.append(recent["loss"][1:], metrics["loss"])}
+        new = TrainState(state.step, params, opt_state, ema_params, averages, loss_state, recent)
+        state = jax.tree.map(lambda after, before: jnp.where(good, after, before), new, state)
+        return state.replace(step=state.step + 1), metrics | {"skipped": (~good).astype(jnp.float32)}
 
     return train_step
+
+
+def is_spike(loss: Array, recent_losses: Array, zscore: float) -> Array:
+    """Returns whether a loss lies more than `zscore` robust standard deviations above the median of recent ones.
+
+    The deviation is 1.4826 times the median absolute one, which for a normal distribution is its own. False as long as
+    `recent_losses` [n] has a NaN, which stands for a step still to come.
+    """
+    median = jnp.median(recent_losses)
+    deviation = 1.4826 * jnp.median(jnp.abs(recent_losses - median))
+    return loss - median > zscore * jnp.maximum(deviation, 1e-6 * jnp.abs(median))  # losses may be all the same
 
 
 def _updated(optimizer: optax.GradientTransformation, gradients: Params, opt_state: optax.OptState, params: Params):

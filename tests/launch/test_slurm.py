@@ -44,7 +44,7 @@ def test_a_job_is_submitted_once_requeued_when_it_asks_and_cancelled(slurm):
     assert [call for call in slurm.calls() if call.startswith("scontrol")] == ["scontrol requeue 7"]
     workdir = slurm.folder / "xl2"
     assert slurm.calls()[-1] == (
-        "srun --cpus-per-task=12 --kill-on-bad-exit=1 --label "
+        "srun --cpus-per-task=12 --kill-on-bad-exit=0 --wait=60 --label "
         f"dit-jax train --config={CONFIG} --workdir={workdir} {override}"
     )
     slurm.run("slurm.sh", "--cancel", "xl2")
@@ -63,7 +63,7 @@ def test_a_dry_run_for_64_processes_prints_every_command_and_calls_none(slurm):
         "--partition a100", "--dependency singleton",
     ):  # fmt: skip
         assert words in submission
-    assert "srun --cpus-per-task=12 --kill-on-bad-exit=1" in output
+    assert "srun --cpus-per-task=12 --kill-on-bad-exit=0 --wait=60" in output
 
 
 @pytest.mark.parametrize(
