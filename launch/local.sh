@@ -58,13 +58,13 @@ command=(dit-jax train "--config=$config" "--workdir=$workdir" ${overrides[@]+"$
 
 scratch='' pids=() printers=() timer='' interrupted=false
 
-# Asks the processes to end; those that have not after GRACE_SECONDS, or at a second Ctrl-C, are killed.
+# Asks the processes to save and end; after GRACE_SECONDS those that have not are asked to end at once. A second Ctrl-C kills.
 interrupt() {
   local signal=TERM
   if $interrupted; then signal=KILL; fi
   interrupted=true
   kill -"$signal" ${pids[@]+"${pids[@]}"} 2>/dev/null || true
-  end_after 0
+  end_after "$GRACE_SECONDS"
 }
 
 # end_after SECONDS: asks the processes to end after so long, and kills them GRACE_SECONDS later.
