@@ -105,7 +105,7 @@ def open_workdir(name: str) -> None:
         )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        probe = workdir / f".writable-{os.getpid()}"
+        probe = workdir / ".writable"
         probe.touch()
         probe.unlink()
     except OSError as error:
@@ -257,7 +257,8 @@ def copy_autoencoder(source: pathlib.Path, workdir: pathlib.Path) -> None:
     target = workdir / AUTOENCODER_DIR
     if target.is_dir():
         return
-    temporary = workdir / f".{AUTOENCODER_DIR}-{os.getpid()}"
+    temporary = workdir / f".{AUTOENCODER_DIR}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)  # of a start that was killed meanwhile
     shutil.copytree(source, temporary, ignore=shutil.ignore_patterns("samples", "metrics", "log.txt"))
     os.replace(temporary, target)
 

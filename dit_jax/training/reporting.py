@@ -30,7 +30,7 @@ class Reporter:
         if not active:
             return
         self._workdir = pathlib.Path(workdir)
-        self._num_train_steps = num_train_steps
+        self._num_train_steps, self._start_step = num_train_steps, start_step
         self._seconds_before = history.resume_metrics(self._workdir, start_step)
         self._start_time = time.monotonic()
         self._line: tuple[float, int] | None = None  # time and step of the newest line that stands for the bar
@@ -89,7 +89,7 @@ class Reporter:
         seconds = self._seconds_before + time.monotonic() - self._start_time
         history.append_metrics(self._workdir, step, split, seconds, values)
         if self._writer is None:
-            self._writer = self._thread.submit(_make_summary_writer, self._workdir / "metrics")
+            self._writer = self._thread.submit(_resume_events, self._workdir, self._start_step)
         tagged = {f"{split}/{name}": float(value) for name, value in values.items()}
         self._events.append(self._thread.submit(_write_events, self._writer, step, tagged))
         while self._events and self._events[0].done():
@@ -117,6 +117,42 @@ class Reporter:
         self._thread.shutdown(wait=True)
         for event in self._events:
             event.result()
+
+
+def _resume_events(workdir: pathlib.Path, start_step: int):
+    """Returns a writer of events, where those up to a step are what the JSON lines say: the thread may lag behind."""
+    written = _drop_events_after(workdir / "metrics", start_step)
+    writer = _make_summary_writer(workdir / "metrics")
+    for row in history.read_metrics(workdir):
+        tagged = {f"{row['split']}/{name}": value for name, value in row.items() if name not in history.NOT_METRICS}
+        missing = {tag: value for tag, value in tagged.items() if (row["step"], tag) not in written}
+        if row["step"] <= start_step and missing:
+            writer.write_scalars(row["step"], missing)
+    return writer
+
+
+def _drop_events_after(directory: pathlib.Path, step: int) -> set[tuple[int, str]]:
+    """Takes the events of later steps, which come again, out of the event files; returns the rest as (step, tag)."""
+    kept: set[tuple[int, str]] = set()
+    paths = sorted(directory.glob("events.*"))
+    if not paths:
+        return kept
+    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    for path in paths:
+        records = list(RawEventFileLoader(str(path)).Load())  # up to what a kill left unfinished
+        events = [Event.FromString(record) for record in records]
+        kept |= {(event.step, value.tag) for event in events if event.step <= step for value in event.summary.value}
+        unfinished = directory / "unfinished"  # not with their name, by which TensorBoard knows event files
+        with unfinished.open("wb") as file:
+            writer = RecordWriter(file)
+            for record, event in zip(records, events, strict=True):
+                if event.step <= step:
+                    writer.write(record)
+        unfinished.replace(path)
+    return kept
 
 
 def _make_summary_writer(directory: pathlib.Path):

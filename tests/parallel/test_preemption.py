@@ -1,8 +1,11 @@
 """SIGTERM: a process ends or stops after a step that all agree on, whatever its main thread is at."""
 
 import os
+import pathlib
 import random
+import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -10,8 +13,12 @@ import time
 
 import pytest
 
+from dit_jax.checkpoint import find_checkpoint
+from dit_jax.config import config_to_dict
 from dit_jax.parallel.preemption import RESTART, Preemption
+from tests.tiny import dit_config, make_image_folder
 
+ROOT = pathlib.Path(__file__).parents[2]
 LIMIT_SECONDS = 120
 
 
@@ -116,3 +123,37 @@ def test_a_process_that_compiles_is_ended(state, signals, code):
         process.send_signal(signal.SIGTERM)
         time.sleep(0.5)  # else the kernel makes one of the two
     assert process.wait(LIMIT_SECONDS) == code
+
+
+@pytest.mark.parametrize("num_processes", [1, 4])
+def test_training_saves_its_step_and_all_processes_ask_to_be_started_again(num_processes, tmp_path):
+    """Only the last process is told."""
+    steps = {"num_train_steps": 10**6, "checkpoint_every_steps": 10**6, "eval_every_steps": 10**6}
+    values = config_to_dict(dit_config(make_image_folder(tmp_path / "images"), **steps))
+    config, workdir = tmp_path / "config.py", tmp_path / "run"
+    config.write_text(
+        f"from ml_collections import ConfigDict\n\ndef get_config():\n    return ConfigDict({values!r})\n"
+    )
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "DIT_JAX_NUM_PROCESSES": str(num_processes)}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        environment["DIT_JAX_COORDINATOR"] = f"127.0.0.1:{probe.getsockname()[1]}"
+    command = [sys.executable, "-m", "dit_jax", "train", f"--config={config}", f"--workdir={workdir}"]
+    processes = []
+    with (tmp_path / "output.txt").open("w") as output:
+        try:
+            for index in range(num_processes):
+                own = {"env": environment | {"DIT_JAX_PROCESS_ID": str(index)}, "stdout": output, "stderr": output}
+                processes.append(subprocess.Popen(command, cwd=ROOT, **own))
+            log, deadline = workdir / "log.txt", time.monotonic() + 8 * LIMIT_SECONDS
+            while not (log.exists() and "first step after" in log.read_text()):
+                assert time.monotonic() < deadline and not any(process.poll() for process in processes)
+                time.sleep(0.1)
+            processes[-1].send_signal(signal.SIGTERM)
+            codes = [process.wait(8 * LIMIT_SECONDS) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()
+    assert codes == [RESTART] * num_processes, (tmp_path / "output.txt").read_text()
+    (step,) = re.findall(r"asked to make way: step (\d+) is saved", log.read_text())
+    assert find_checkpoint(workdir)[0] == int(step) > 0

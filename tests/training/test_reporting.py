@@ -2,7 +2,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from dit_jax.metrics.history import read_metrics
+from dit_jax.metrics.history import append_metrics, read_metrics
 from dit_jax.training import reporting
 from dit_jax.training.reporting import Reporter
 
@@ -63,17 +63,25 @@ def test_an_error_of_the_event_files_is_raised(tmp_path, monkeypatch):
         reporter.scalars(1, "train", {"loss": 0.5})
 
 
-def test_event_files_are_read_by_tensorboard(tmp_path):
-    with Reporter(tmp_path, num_train_steps=1, start_step=0) as reporter:
+def test_tensorboard_shows_every_step_once_after_a_kill(tmp_path):
+    """The first start wrote step 3, which its checkpoint of step 2 does not know, and not yet the events of step 2."""
+    with Reporter(tmp_path, num_train_steps=3, start_step=0) as reporter:
         reporter.scalars(1, "eval", {"psnr": 20.0})
+        reporter.scalars(3, "eval", {"psnr": -1.0})
+    (events,) = (tmp_path / "metrics").glob("events.*")
+    with events.open("ab") as file:
+        file.write(b"unfinished")
+    append_metrics(tmp_path, 2, "eval", 1.0, {"psnr": 21.0})
+    with Reporter(tmp_path, num_train_steps=3, start_step=2) as reporter:
+        reporter.scalars(3, "eval", {"psnr": 22.0})
     from tensorboard.backend.event_processing import event_accumulator
     from tensorboard.util import tensor_util
 
     events = event_accumulator.EventAccumulator(
         str(tmp_path / "metrics"), size_guidance={event_accumulator.TENSORS: 0}
     ).Reload()
-    (event,) = events.Tensors("eval/psnr")
-    assert event.step == 1 and tensor_util.make_ndarray(event.tensor_proto) == 20.0
+    shown = [(event.step, float(tensor_util.make_ndarray(event.tensor_proto))) for event in events.Tensors("eval/psnr")]
+    assert shown == [(1, 20.0), (2, 21.0), (3, 22.0)]
 
 
 def test_progress_without_a_terminal_is_a_line_now_and_then(tmp_path, writer, capsys, monkeypatch):
