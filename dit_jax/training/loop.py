@@ -176,7 +176,9 @@ def _run(
             for name, picture in task.draw(state.eval_params).items():
                 reporter.image(step, name, picture)
             window.restart_clock()
-        if stops or (saves and (is_last or not bad_steps.row)):  # a row of bad steps: its end may say the state is bad
+        # In a row of bad steps never so many that the checkpoint before it goes: its end may be to return there.
+        in_row = [bad for bad in bad_steps.row if bad % training.checkpoint_every_steps == 0]
+        if stops or is_last or (saves and len(in_row) < training.max_checkpoints):
             checkpoints.save(step, state_items(state), config)
         if snaps:
             snapshots.save(step, _snapshot(state, config), config)
