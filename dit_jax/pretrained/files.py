@@ -12,7 +12,7 @@ import pickle
 import pickletools
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -83,6 +83,28 @@ def read_pickled_arrays(path: str | os.PathLike, member: str | None = None) -> d
         ) from error
 
 
+def read_archive(path: str | os.PathLike, wanted: Callable[[str], bool]) -> dict[str, bytes]:
+    """Returns the wanted files in a `.tar.gz` by name, in its order.
+
+    It is unpacked in memory, up to a bound, so that no header can ask for more. Nothing is unpacked to disk.
+
+    Raises:
+      ValueError: where it is damaged, or unpacks to more than weights do.
+    """
+    path = pathlib.Path(path)
+    most = MAX_EXPANSION * path.stat().st_size + 2**20  # and the headers of small ones
+    try:
+        with gzip.open(path) as file:
+            archive = file.read(most + 1)
+        if len(archive) > most:
+            raise ValueError(f"{path} unpacks to more than {most:,} bytes, as weights of its size do not")
+        with tarfile.open(fileobj=io.BytesIO(archive), mode="r:") as tar:
+            found = [entry for entry in tar if entry.isreg() and wanted(entry.name)]
+            return {entry.name: tar.extractfile(entry).read() for entry in found if not entry.issparse()}  # any size
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is truncated or not a .tar.gz file ({error}); fetch it again") from error
+
+
 def write_tensors(path: str | os.PathLike, tensors: Tensors) -> None:
     """Writes tensors float32 in the form that the path's suffix says; the file appears whole, or not at all."""
     path = pathlib.Path(path)
@@ -140,19 +162,9 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _read_member(path: pathlib.Path, member: str) -> bytes:
-    """Returns a file in a `.tar.gz`; it is unpacked in memory, up to a bound, so that no header can ask for more."""
-    most = MAX_EXPANSION * path.stat().st_size + 2**20  # and the headers of small ones
-    try:
-        with gzip.open(path) as file:
-            archive = file.read(most + 1)
-        if len(archive) > most:
-            raise ValueError(f"{path} unpacks to more than {most:,} bytes, as weights of its size do not")
-        with tarfile.open(fileobj=io.BytesIO(archive), mode="r:") as tar:
-            for entry in tar:
-                if entry.isreg() and entry.name.endswith(member) and not entry.issparse():  # holes have any size
-                    return tar.extractfile(entry).read()
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is truncated or not a .tar.gz file ({error}); fetch it again") from error
+    """Returns the first file in a `.tar.gz` whose name ends so."""
+    for content in read_archive(path, lambda name: name.endswith(member)).values():
+        return content
     raise ValueError(f"{path} must hold a file {member}, but does not; fetch it again")
 
 
