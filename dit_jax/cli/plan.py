@@ -254,13 +254,17 @@ def abstract_batch(config: Config, mesh: "Mesh") -> dict:
     import jax.numpy as jnp
 
     from dit_jax.cli.train import reads_images
+    from dit_jax.data.latent_cache import MANIFEST_NAME, read_manifest
     from dit_jax.parallel.mesh import batch_sharding
 
     if reads_images(config):
         name, shape = "image", (config.data.image_size, config.data.image_size, config.data.channels)
     else:
-        # A mean and a log-variance a channel. Of a VQ autoencoder there are none; it makes the batch a little larger.
-        name, shape = "moments", (*config.latents.shape[:2], 2 * config.latents.shape[2])
+        # A mean and a log-variance a channel; of a VQ autoencoder, as only its cache tells, the latent itself.
+        *grid, channels = config.latents.shape
+        cached = config.latents.path is not None and (pathlib.Path(config.latents.path) / MANIFEST_NAME).exists()
+        stochastic = not cached or read_manifest(config.latents.path).stochastic
+        name, shape = "moments", (*grid, 2 * channels if stochastic else channels)
     size, sharding = config.training.global_batch_size, batch_sharding(mesh)
     return {
         name: jax.ShapeDtypeStruct((size, *shape), jnp.float32, sharding=sharding),

@@ -15,6 +15,8 @@ from dit_jax.config import Config, check_platform, fixed_differences, load_confi
 from dit_jax.parallel.preemption import Preemption
 
 if typing.TYPE_CHECKING:
+    from collections.abc import Callable
+
     from jax.sharding import Mesh
 
     from dit_jax.training.loop import Task
@@ -52,7 +54,7 @@ def _run(args: argparse.Namespace, preemption: Preemption | None) -> None:
     from dit_jax.parallel.compilation_cache import use_compilation_cache
     from dit_jax.parallel.distributed import is_first, start_processes, wait_for_all
 
-    use_compilation_cache(config.compute.compilation_cache)
+    cache = use_compilation_cache(config.compute.compilation_cache)
     start_processes()
     if preemption:
         preemption.join()
@@ -66,24 +68,48 @@ def _run(args: argparse.Namespace, preemption: Preemption | None) -> None:
         raise ValueError(f"--workdir={workdir} must be on a disk that all hosts share; this one does not see it")
     check_starting_weights(config, workdir)
     config = resolve_images(config) if reads_images(config) else resolve_latents(config)
+    from dit_jax.parallel.mesh import check_batch_size, make_mesh
+
+    mesh = make_mesh(config.mesh)
+    check_platform(config, mesh.devices.flat[0].platform)
+    check_batch_size(config.training.global_batch_size, mesh, "config.training.global_batch_size")
+    compiled = None if args.replay_step is not None else compiler(config, mesh, cache)
     check_same_run(workdir, config)
     if config.latents is not None:
         if is_first():
             copy_autoencoder(autoencoder_source(config), workdir)
         wait_for_all("autoencoder")
     task_of = autoencoder_task if config.stage == "autoencoder" else diffusion_task
-
-    from dit_jax.parallel.mesh import check_batch_size, make_mesh
     from dit_jax.training.loop import train
 
-    mesh = make_mesh(config.mesh)
-    check_platform(config, mesh.devices.flat[0].platform)
-    check_batch_size(config.training.global_batch_size, mesh, "config.training.global_batch_size")
     task = task_of(config, mesh, workdir)
     if args.replay_step is not None:
         replay_step(config, workdir, task, mesh, args.replay_step)
         return
-    train(config, workdir, task, mesh, args.started, preemption)
+    train(config, workdir, task, mesh, args.started, preemption, compiled)
+
+
+def compiler(config: Config, mesh: "Mesh", cache: str | None) -> "Callable":
+    """Returns what makes of the jitted step one that is compiled once, or read if an earlier start kept it in `cache`.
+
+    It is read from now on, while the rest is imported and the state made.
+    """
+    import jax
+
+    # Processes must compile the same; and of an autoencoder that encodes in each step the config has but the name.
+    encodes = config.latents is not None and config.latents.encode_with is not None
+    if cache is None or jax.process_count() > 1 or encodes:
+        return lambda step_fn, *_: step_fn
+    from dit_jax.training.kept_step import KeptStep
+
+    kept = KeptStep(config, mesh, cache)
+
+    def compiled(step_fn, state, constants):
+        from dit_jax.cli.plan import abstract_batch
+
+        return kept.compiled(step_fn, state, abstract_batch(config, mesh), constants)
+
+    return compiled
 
 
 def replay_step(config: Config, workdir: pathlib.Path, task: "Task", mesh: "Mesh", step: int) -> None:
@@ -134,12 +160,12 @@ def check_starting_weights(config: Config, workdir: pathlib.Path) -> None:
 
     A run with a checkpoint no longer needs them.
     """
+    if config.training.init_from is None:
+        return
     from dit_jax.checkpoint import CHECKPOINTS, Checkpoints, find_checkpoint
     from dit_jax.models.build import abstract_params
     from dit_jax.pretrained.name_map import flatten
 
-    if config.training.init_from is None:
-        return
     if (workdir / CHECKPOINTS).is_dir():
         with Checkpoints(workdir) as checkpoints:
             if checkpoints.all_steps():

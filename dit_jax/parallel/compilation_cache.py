@@ -10,13 +10,13 @@ import jax
 DIRECTORY, MIN_SECONDS = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
 
 
-def use_compilation_cache(directory: str | None) -> None:
-    """Makes JAX keep what it compiles in a folder (None: nowhere), unless the environment names another.
+def use_compilation_cache(directory: str | None) -> str | None:
+    """Makes JAX keep what it compiles in a folder (None: nowhere), unless the environment names another; returns it.
 
     To be called before anything is compiled. A folder that cannot be written costs a line, and never the run.
     """
     if DIRECTORY.upper() in os.environ:
-        return
+        return os.environ[DIRECTORY.upper()] or None
     if MIN_SECONDS.upper() not in os.environ:
         jax.config.update(MIN_SECONDS, 0.0)  # hundreds of small programs run before the first step, too: keep all
     if directory is not None:
@@ -33,4 +33,6 @@ def use_compilation_cache(directory: str | None) -> None:
                 flush=True,
             )
             directory = None
-    jax.config.update(DIRECTORY, directory and str(directory))
+    directory = directory and str(directory)
+    jax.config.update(DIRECTORY, directory)
+    return directory

@@ -1,4 +1,4 @@
-"""A run that is started again compiles nothing; what stands in the cache's way does not stop a run."""
+"""A run that is started again compiles nothing and does not trace its step; without a cache it runs all the same."""
 
 import json
 import os
@@ -22,6 +22,8 @@ from dit_jax.training import reporting
 reporting._make_summary_writer = unittest.mock.MagicMock()  # importing TensorFlow would take most of the time
 events = collections.Counter()
 jax.monitoring.register_event_listener(lambda event, **_: events.update([event.rpartition("/")[2]]))
+traced = lambda event, _, fun_name="", **others: events.update([f"{event.rpartition('/')[2]} {fun_name}"])
+jax.monitoring.register_event_duration_secs_listener(traced)
 main(sys.argv[1:])
 print(json.dumps(events))
 """
@@ -43,11 +45,12 @@ def test_the_second_start_of_a_run_compiles_nothing(tmp_path):
     values = config_to_dict(config) | {"compute": {"compilation_cache": str(tmp_path / "compilations")}}
     file.write_text(f"from ml_collections import ConfigDict\n\ndef get_config():\n    return ConfigDict({values!r})\n")
     command = "train", f"--config={file}", f"--workdir={tmp_path / 'run'}"
-    cold = start(*command)
-    assert cold["cache_misses"] > 0
+    cold, step_traced = start(*command), "jaxpr_trace_duration flat_step"
+    assert cold["cache_misses"] > 0 and cold[step_traced] == 1
     assert len(list((tmp_path / "compilations").glob("jit_train_step-*-cache"))) == 1
     again = start(*command[:-1], f"--workdir={tmp_path / 'again'}")  # as if it had been killed before a checkpoint
     assert again.get("cache_misses", 0) == 0 and again["cache_hits"] >= cold["cache_misses"]
+    assert step_traced not in again
     resumed = start(*command, "--config.training.num_train_steps=4")
     assert resumed.get("cache_misses", 0) == 0 and resumed["cache_hits"] > 0
     assert len(list((tmp_path / "compilations").glob("jit_train_step-*-cache"))) == 1

@@ -146,7 +146,7 @@ def test_training_saves_its_step_and_all_processes_ask_to_be_started_again(num_p
                 own = {"env": environment | {"DIT_JAX_PROCESS_ID": str(index)}, "stdout": output, "stderr": output}
                 processes.append(subprocess.Popen(command, cwd=ROOT, **own))
             log, deadline = workdir / "log.txt", time.monotonic() + 8 * LIMIT_SECONDS
-            while not (log.exists() and "first step after" in log.read_text()):
+            while not (log.exists() and "first step" in log.read_text()):
                 assert time.monotonic() < deadline and not any(process.poll() for process in processes)
                 time.sleep(0.1)
             processes[-1].send_signal(signal.SIGTERM)
