@@ -43,6 +43,7 @@ FORMAT_VERSION = 2
 PLAN_NAME, MANIFEST_NAME, LOCKS_DIR = "encoding.json", "manifest.json", ".locks"
 DTYPES = {"float16": np.dtype("<f2"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}  # that moments may be stored in
 SIDECAR_KEYS = {"count", "bytes", "sha256", "sums"}
+FEW = 64  # examples that are read sooner one after another than by ArrayRecord's threads: 16 in 0.2 ms, not in 4
 SUMMED = 3  # rows of a shard's sums: the posterior's mean, mean^2 and variance
 
 
@@ -408,6 +409,8 @@ class _Latents(Source):
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         try:
+            if len(indices) <= FEW:
+                return [self._example(self._records[index]) for index in indices]
             return [self._example(record) for record in self._records.__getitems__(indices)]
         except (RuntimeError, ValueError) as error:  # ArrayRecord's checksums, and a record that is none of ours
             raise self._damaged(self._name, f"damaged ({' '.join(str(error).split())})") from error

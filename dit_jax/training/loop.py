@@ -294,10 +294,11 @@ class MetricsWindow:
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:
-        """Counts the time within as waiting for data."""
+        """Counts the time within as waiting for data, if the devices ran out of steps to make meanwhile."""
         start = time.monotonic()
         yield
-        self._waited += time.monotonic() - start
+        if not self._pending or self._pending[-1]["loss"].is_ready():
+            self._waited += time.monotonic() - start
 
     def add(self, metrics: dict[str, Array]) -> None:
         """Takes the metrics of the next step."""
@@ -322,7 +323,7 @@ class MetricsWindow:
         return rows
 
     def rates(self) -> dict[str, float]:
-        """Returns `steps_per_second` and `data_wait`, the share of the time in which the loop waited for a batch.
+        """Returns `steps_per_second` and `data_wait`, the share of the time in which the devices waited for a batch.
 
         They are of the time since the last call, or since the clock was restarted.
         """

@@ -225,6 +225,10 @@ def test_metrics_tell_the_share_of_time_that_went_into_waiting_for_data(monkeypa
     window.add({"loss": jnp.ones(())})
     now += 1.0
     assert window.fetch(keep=0) == [(3, {"loss": 1.0})] and window.rates()["data_wait"] == 0.0
+    window.add({"loss": types.SimpleNamespace(is_ready=lambda: False)})  # the devices are at work: they do not wait
+    with window.waiting_for_data():
+        now += 3.0
+    assert window.rates()["data_wait"] == 0.0
 
 
 def test_the_log_tells_when_the_first_step_was_begun_and_done(folder, tmp_path):
