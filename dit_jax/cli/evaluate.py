@@ -12,7 +12,7 @@ import json
 import os
 import pathlib
 
-from dit_jax.config import Config, DataConfig, EvaluationConfig, check_config, override_config
+from dit_jax.config import ComputeConfig, Config, DataConfig, EvaluationConfig, check_config, override_config
 
 HELP = "measures samples, a diffusion model or an autoencoder, with the protocol"
 NUM_PICTURES = 50  # images in an autoencoder's grid
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
 
     step, config = find_checkpoint(args.workdir)
     config = override_config(config, args.overrides)
-    use_compilation_cache(config.compute.compilation_cache)
+    use_compilation_cache(ComputeConfig().compilation_cache)  # its programs are run: no folder that a workdir names
     evaluate_stage = evaluate_autoencoder if config.stage == "autoencoder" else evaluate_diffusion
     evaluate_stage(args, step, config)
 
@@ -162,10 +162,11 @@ def evaluate_diffusion(args: argparse.Namespace, step: int, config: Config) -> N
         protocol = checkpoint_protocol(*described(point)) | evaluator.protocol(metrics)
         return checkpoint_subject(described(point)[0]), protocol
 
-    def evaluate(point: dict) -> dict:
-        return evaluate_checkpoint(*described(point), evaluator, asked)
-
     output = pathlib.Path(args.output or pathlib.Path(args.workdir) / "evaluation")
+
+    def evaluate(point: dict) -> dict:
+        return evaluate_checkpoint(*described(point), evaluator, asked, output)
+
     if points == [{}]:
         finish(args, evaluate({}), output)
     else:

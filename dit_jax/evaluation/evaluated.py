@@ -1,14 +1,21 @@
 """Evaluations with their protocol cards: of a checkpoint, whose images are drawn here, and of a file of samples."""
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
+
+import jax
+import numpy as np
 
 from dit_jax.checkpoint import params_digest
 from dit_jax.config import SamplingConfig
+from dit_jax.evaluation import drawing as drawn
 from dit_jax.evaluation.evaluator import Evaluator
 from dit_jax.evaluation.generate import evaluation_labels
 from dit_jax.evaluation.loaded import LoadedModel
+from dit_jax.evaluation.parts import Parts
 from dit_jax.evaluation.protocol import UINT8_RULE, make_card
 from dit_jax.metrics.adm_files import SamplesFile
 from dit_jax.models.cost import describe_cost
@@ -28,18 +35,24 @@ class Drawing:
 
 
 def evaluate_checkpoint(
-    model: LoadedModel, average: str, drawing: Drawing, evaluator: Evaluator, asked: Sequence[str] | None
+    model: LoadedModel,
+    average: str,
+    drawing: Drawing,
+    evaluator: Evaluator,
+    asked: Sequence[str] | None,
+    folder: pathlib.Path,
 ) -> dict[str, Any]:
     """Returns the card of images that a diffusion model draws now.
 
     Args:
       average: what the model's weights are, for the card; asked: metrics, None for all that can be measured.
+      folder: where a part of the images is, should this be killed; the same call goes on with it.
     """
     metrics, left_out = evaluator.choose(asked, drawing.num_samples, has_labels=True)
     labels = evaluation_labels(drawing.labels, drawing.num_samples, model.config.data.num_classes, drawing.seed)
     model = dataclasses.replace(model, config=dataclasses.replace(model.config, sampling=drawing.sampling))
-    images = model.sample(labels, seed=drawing.seed, progress=True)
-    found = evaluator.evaluate([images], labels, metrics)
+    with _images(model, labels, drawing, folder) as images:
+        found = evaluator.evaluate(images, labels, metrics)
     return make_card(
         found.values,
         found.notes,
@@ -47,6 +60,21 @@ def evaluate_checkpoint(
         checkpoint_subject(model) | {"images": found.images},
         checkpoint_protocol(model, average, drawing) | evaluator.protocol(metrics),
     )
+
+
+@contextlib.contextmanager
+def _images(
+    model: LoadedModel, labels: np.ndarray, drawing: Drawing, folder: pathlib.Path
+) -> Iterator[Iterable[np.ndarray]]:
+    """Gives the images of a checkpoint, some at a time; they are kept in `folder` until they have been used."""
+    if jax.process_count() > 1:  # each has a part of every image's batch
+        yield [model.sample(labels, seed=drawing.seed, progress=True)]
+        return
+    images = drawn.Drawing(model, labels, drawing.sampling, drawing.seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    with Parts(folder, images.identity()) as parts:
+        yield images.draw(parts, progress=True)
+        parts.remove()
 
 
 def checkpoint_subject(model: LoadedModel) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pytest
 
 from dit_jax.cli.main import main
 from dit_jax.data.sources import open_source
+from dit_jax.evaluation.parts import Parts
 from dit_jax.evaluation.trained_classifier import trained_classifier
 from dit_jax.metrics.frechet import frechet_distance, statistics
 from dit_jax.metrics.history import read_metrics
@@ -41,6 +42,29 @@ def evaluate(root, output, *flags) -> dict:
 
 def read(output) -> dict:
     return json.loads((output / "evaluation.json").read_text())
+
+
+def test_an_evaluation_that_was_killed_draws_the_rest_and_ends_in_the_same_bytes(root, monkeypatch):
+    written = []
+
+    def write(parts, number, array):
+        if len(written) == 3:
+            raise KeyboardInterrupt
+        written.append(number)
+        original(parts, number, array)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        original = Parts.write
+        patch.setattr(Parts, "write", write)
+        evaluate(root, root / "killed")
+    assert len(list((root / "killed").glob(".parts-*/0*"))) == 3
+    written.append("the rest")
+    monkeypatch.setattr(
+        Parts, "write", lambda parts, number, array: (written.append(number), original(parts, number, array))
+    )
+    evaluate(root, root / "killed")
+    assert sorted(written, key=str) == [0, 1, 2, 3, 4, "the rest"] and not list((root / "killed").glob(".parts-*/0*"))
+    assert (root / "killed" / "evaluation.json").read_bytes() == (root / "first" / "evaluation.json").read_bytes()
 
 
 def test_the_same_evaluation_twice_gives_the_same_bytes_and_the_card_says_how(root):
