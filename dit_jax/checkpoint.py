@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dit_jax.config import Config, config_from_dict, config_to_dict
+from dit_jax.json_file import read_json
 from dit_jax.types import Params
 
 CONFIG_FILE = "config.json"
@@ -115,9 +116,9 @@ def read_config(workdir: str | os.PathLike) -> Config | None:
     if not path.is_file():
         return None
     try:
-        return config_from_dict(json.loads(path.read_text()))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); restore it or choose another workdir") from error
+        return config_from_dict(read_json(path, "restore it or choose another workdir"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def find_checkpoint(workdir: str | os.PathLike, step: int | None = None) -> tuple[int, Config]:

@@ -13,6 +13,7 @@ import importlib.util
 import math
 import pathlib
 import re
+import reprlib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -50,6 +51,8 @@ class DataConfig:
     data_dir: str | None = field(None, fixed=False)  # where TFDS keeps prepared data; None: TFDS's own default
     raw_dir: str | None = field(None, fixed=False)  # raw files (TFDS's manual ones too), if the host does not answer
     num_threads: int = field(4, fixed=False)  # reading threads of each process
+    # Of the examples seen, how many may be unreadable: another one stands in for each. More of them end the run.
+    max_bad_share: float = field(0.01, fixed=False)
     extra_fields: tuple[str, ...] = field((), fixed=False)  # of an example, kept in a latent cache, such as "caption"
 
 
@@ -289,6 +292,9 @@ STAGE_SECTIONS = {
 OPTIONAL_SECTIONS = ("latents", "evaluation")
 
 
+# Far beyond any network there is: beyond is a slip, or a file made to fill the memory.
+MAX_COUNT, MAX_SIDE, MAX_DEPTH, MAX_LEVELS, MAX_WIDTH = 2**31 - 1, 2**14, 2**10, 16, 2**17
+MAX_CODES, MAX_POSITIONS = 2**24, 2**28  # rows of a table; numbers in the table of position embeddings
 MIN_TILE = 8  # latents a side: what looks around a place, or everywhere, would see too little of a smaller tile
 LPIPS_MIN_SIZE = 16  # pixels a side: VGG-16 halves them four times
 
@@ -313,7 +319,7 @@ def load_config(path_and_arg: str, overrides: Sequence[tuple[str, str]] = ()) ->
     try:
         spec.loader.exec_module(module)
         values = (module.get_config(arg) if arg else module.get_config()).to_dict()
-    except Exception as error:  # the file is the user's code: whatever it raises is the user's to see, in one line
+    except (Exception, SystemExit) as error:  # the file is the user's code: what it raises is to be seen, in one line
         raise ValueError(f"--config={path_and_arg} failed: {type(error).__name__}: {error}") from error
     for key, text in overrides:
         _override(values, key, text)
@@ -330,8 +336,11 @@ def override_config(config: Config, overrides: Sequence[tuple[str, str]]) -> Con
 
 def config_from_dict(values: Mapping[str, Any]) -> Config:
     """Returns the checked config of nested mappings (a ConfigDict's or a JSON file's content)."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"config={_shown(values)} must be a section (a ConfigDict), not {type(values).__name__}")
     values = dict(values)
-    for section in STAGE_SECTIONS.get(str(values.get("stage")), ()):
+    stage = values.get("stage")
+    for section in STAGE_SECTIONS.get(stage, ()) if isinstance(stage, str) else ():
         if values.get(section) is None and section not in OPTIONAL_SECTIONS:
             values[section] = {}  # all defaults, or an error that names the first key without one
     config = _convert(Config, values, "config")
@@ -350,7 +359,8 @@ def check_config(config: Config) -> None:
     for section in {section for sections in STAGE_SECTIONS.values() for section in sections}:
         used = section in STAGE_SECTIONS[stage]
         _require(used or getattr(config, section) is None, f"config.{section} is not used by {stage=}; remove it")
-    _check_signs(config, "config")
+    _check_numbers(config, "config")
+    _check_sizes(config)
     _require(data.channels in (1, 3), f"config.data.channels={data.channels} must be 1 (grey) or 3 (RGB)")
     _require(
         data.train_split != data.eval_split,
@@ -623,17 +633,55 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _check_signs(section: Any, path: str) -> None:
+def _check_sizes(config: Config) -> None:
+    """Raises ValueError where a network or an image would fill any memory: what multiplies sizes can rely on it."""
+    sizes = [("data.image_size", config.data.image_size, MAX_SIDE)]
+    if config.autoencoder is not None:
+        autoencoder = config.autoencoder
+        width = autoencoder.base_channels * max(autoencoder.channel_multipliers, default=1)
+        sizes += [
+            ("autoencoder.channel_multipliers, their number", len(autoencoder.channel_multipliers), MAX_LEVELS),
+            ("autoencoder.base_channels times a multiplier", width, MAX_WIDTH),
+            ("autoencoder.latent_channels", autoencoder.latent_channels, MAX_WIDTH),
+            ("autoencoder.num_res_blocks", autoencoder.num_res_blocks, MAX_DEPTH),
+        ]
+        if autoencoder.codebook is not None:
+            sizes += [("autoencoder.codebook.num_codes", autoencoder.codebook.num_codes, MAX_CODES)]
+        if autoencoder.discriminator is not None:
+            discriminator = autoencoder.discriminator
+            sizes += [
+                ("autoencoder.discriminator.num_layers", discriminator.num_layers, MAX_LEVELS),
+                ("autoencoder.discriminator.base_channels", discriminator.base_channels, MAX_WIDTH),
+            ]
+    if config.dit is not None:
+        dit, (height, width, channels) = config.dit, config.input_shape
+        num_tokens = height * width // dit.patch_size**2
+        sizes += [
+            ("latents.shape, a side", max(height, width), MAX_SIDE),
+            ("latents.shape, the channels", channels, MAX_WIDTH),
+            ("data.num_classes", config.data.num_classes, MAX_CODES),
+            ("dit.depth", dit.depth, MAX_DEPTH),
+            ("dit.width", dit.width, MAX_WIDTH),
+            ("dit.mlp_ratio", dit.mlp_ratio, MAX_DEPTH),
+            ("dit.width times the number of tokens", dit.width * num_tokens, MAX_POSITIONS),
+            ("diffusion.num_timesteps", config.diffusion.num_timesteps, MAX_CODES),
+        ]
+    for name, size, most in sizes:
+        _require(size <= most, f"config.{name}={size} must be at most {most:,}: no network here is larger")
+
+
+def _check_numbers(section: Any, path: str) -> None:
     """Counts are positive, or zero where that is their default or they number something; no quantity is negative."""
     if isinstance(section, MeshConfig):
         return  # -1 has a meaning there
     for f in dataclasses.fields(section):
         value, name = getattr(section, f.name), f"{path}.{f.name}"
         if dataclasses.is_dataclass(value):
-            _check_signs(value, name)
+            _check_numbers(value, name)
         zero_allowed = f.default == 0 or f.name in ("attention_levels", "timesteps", "start_step", "max_rollbacks")
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, int) and not isinstance(number, bool):
+                _require(number <= MAX_COUNT, f"{name}={_shown(value)} must be at most {MAX_COUNT}")
                 _require(number > 0 or (number == 0 and zero_allowed), f"{name}={value} must be positive")
             elif isinstance(number, float):
                 _require(number >= 0, f"{name}={value} must not be negative")
@@ -676,36 +724,58 @@ def _parse(hint: Any, text: str) -> Any:
         return text  # conversion says what was expected
 
 
+def dataclass_from_json(schema: type, values: Any, name: str) -> Any:
+    """Returns a dataclass of JSON values; ValueError names the first that is missing, unknown or of another type."""
+    return _convert(schema, values, name)
+
+
+def _shown(value: Any) -> str:
+    """Returns a value for an error: in short, however large it is, and even where it holds itself."""
+    try:
+        short = reprlib.Repr()
+        short.maxstring = short.maxother = 200
+        short.maxtuple = short.maxlist = short.maxdict = 20
+        return short.repr(value)
+    except Exception:  # the repr of an object of the user's own, or of a number of too many digits
+        return f"<{type(value).__name__}>"
+
+
 def _convert(hint: Any, value: Any, path: str) -> Any:
     """Returns `value` as the type `hint`, or raises ValueError naming the dotted path."""
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         return None if value is None else _convert(_without_none(hint), value, path)
+    if hint is Any:
+        return value
     if dataclasses.is_dataclass(hint):
         return _convert_section(hint, value, path)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{path}={_shown(value)} must be a mapping, not {type(value).__name__}")
+        return {key: _convert(typing.get_args(hint)[1], each, f"{path}[{_shown(key)}]") for key, each in value.items()}
     if origin is Literal:
         choices = typing.get_args(hint)
         if value not in choices:
-            raise ValueError(f"{path}={value!r} must be one of {choices}{_suggestion(value, choices)}")
+            raise ValueError(f"{path}={_shown(value)} must be one of {choices}{_suggestion(value, choices)}")
         return value
-    if origin is tuple:
+    if origin in (tuple, list):
         if not isinstance(value, (list, tuple)):
-            raise ValueError(f"{path}={value!r} must be a sequence, such as (1, 2, 4)")
+            raise ValueError(f"{path}={_shown(value)} must be a sequence, such as (1, 2, 4)")
         hints = typing.get_args(hint)
-        hints = [hints[0]] * len(value) if hints[-1] is Ellipsis else hints
+        hints = [hints[0]] * len(value) if origin is list or hints[-1] is Ellipsis else hints
         if len(hints) != len(value):
-            raise ValueError(f"{path}={value!r} must have {len(hints)} entries")
-        return tuple(_convert(h, v, f"{path}[{i}]") for i, (h, v) in enumerate(zip(hints, value, strict=True)))
+            raise ValueError(f"{path}={_shown(value)} must have {len(hints)} entries")
+        return origin(_convert(h, v, f"{path}[{i}]") for i, (h, v) in enumerate(zip(hints, value, strict=True)))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)) or value != value:
-        raise ValueError(f"{path}={value!r} must be {hint.__name__}, not {type(value).__name__}")
+        raise ValueError(f"{path}={_shown(value)} must be {hint.__name__}, not {type(value).__name__}")
     return value
 
 
 def _convert_section(schema: type, value: Any, path: str) -> Any:
     if not isinstance(value, Mapping):
-        raise ValueError(f"{path}={value!r} must be a section (a ConfigDict), not {type(value).__name__}")
+        raise ValueError(f"{path}={_shown(value)} must be a section (a ConfigDict), not {type(value).__name__}")
     hints = typing.get_type_hints(schema)
     for key in value:
         if key not in hints:
@@ -718,11 +788,11 @@ def _convert_section(schema: type, value: Any, path: str) -> Any:
 
 
 def _unknown_key(path: str, key: str, known: Any) -> str:
-    return f"{path}.{key} is not a config key{_suggestion(key, known, prefix=f'{path}.')}"
+    return f"{path}.{str(key)[:100]} is not a config key{_suggestion(key, known, prefix=f'{path}.')}"
 
 
 def _suggestion(value: Any, known: Any, prefix: str = "") -> str:
-    near = difflib.get_close_matches(str(value), [str(k) for k in known], n=1, cutoff=0.4)
+    near = difflib.get_close_matches(_shown(value).strip("'")[:100], [str(k) for k in known], n=1, cutoff=0.4)
     return f"; did you mean {prefix}{near[0]}?" if near else f"; known here: {', '.join(map(str, known))}"
 
 

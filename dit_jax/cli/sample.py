@@ -9,7 +9,7 @@ import dataclasses
 import pathlib
 import re
 
-from dit_jax.config import override_config
+from dit_jax.config import ComputeConfig, override_config
 
 HELP = "draws images from a trained diffusion model"
 NUM_PICTURES = 100  # images in the grid
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
     from dit_jax.evaluation.pictures import MAX_STRIPS, denoising_strips, sample_grid
     from dit_jax.parallel.compilation_cache import use_compilation_cache
 
-    use_compilation_cache(config.compute.compilation_cache)
+    use_compilation_cache(ComputeConfig().compilation_cache)  # its programs are run: no folder that a workdir names
     labels = np.resize(np.array(classes, np.int32), args.num_samples)
     model = dataclasses.replace(load(args.workdir, average=args.average, ema_length=args.ema_length), config=config)
     drawing = Drawing(model, labels, override_sampling(config.sampling, settings["num_steps"]), args.seed)

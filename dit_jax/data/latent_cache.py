@@ -30,14 +30,16 @@ import shutil
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import ml_dtypes
 import msgpack
 import numpy as np
 
+from dit_jax.config import dataclass_from_json
 from dit_jax.data.file_lock import file_lock
 from dit_jax.data.sources import Source
+from dit_jax.json_file import read_json
 
 FORMAT_VERSION = 2
 PLAN_NAME, MANIFEST_NAME, LOCKS_DIR = "encoding.json", "manifest.json", ".locks"
@@ -109,12 +111,12 @@ class Manifest:
     latent_shape: tuple[int, int, int]
     stochastic: bool
     num_flips: int
-    dtype: str
+    dtype: Literal["float16", "bfloat16"]
     extra_fields: tuple[str, ...]
     mean: list[float]  # [c] of the latents of the training split, sampled
     std: list[float]  # [c]
     scale: float  # 1 / std over all channels together: latents are multiplied by it (LDM, appendix G)
-    shards: dict[str, list[StoredShard]]  # of each split, in order
+    shards: dict[str, list[tuple[str, int, int, str]]]  # of each split, in order: `StoredShard`s
 
 
 def split_shards(split: str, num_examples: int, shard_size: int) -> list[Shard]:
@@ -312,7 +314,7 @@ class LatentCacheWriter:
     def _read_sidecar(self, shard: Shard) -> dict[str, Any] | None:
         """Returns what a shard's sidecar says, None where the shard is not there."""
         try:
-            values = json.loads((self.path / shard.sidecar).read_text())
+            values = read_json(self.path / shard.sidecar)
             size = (self.path / shard.file).stat().st_size
         except (FileNotFoundError, ValueError):
             return None
@@ -323,7 +325,7 @@ class LatentCacheWriter:
         """Raises ValueError unless the cache's plan is ours, but for the keys to ignore."""
         file = self.path / PLAN_NAME
         try:
-            stored = _flat(json.loads(file.read_text()))
+            stored = _flat(read_json(file))
         except (ValueError, AttributeError) as error:
             raise ValueError(f"{file} is damaged ({error}); delete {self.path} and run the command again") from error
         ours = _flat(self._plan)
@@ -362,9 +364,8 @@ def read_manifest(path: str | os.PathLike) -> Manifest:
     if not (path / MANIFEST_NAME).exists():
         raise ValueError(f"latent cache {path} is unfinished (it has no {MANIFEST_NAME}); {remedy}")
     try:
-        values = json.loads((path / MANIFEST_NAME).read_text())
-        version = int(values["version"])
-    except (ValueError, KeyError, TypeError) as error:
+        version = int(read_json(path / MANIFEST_NAME)["version"])
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"{path / MANIFEST_NAME} is damaged ({error!r}); {remedy}") from error
     if version != FORMAT_VERSION:
         newer = version > FORMAT_VERSION
@@ -372,12 +373,38 @@ def read_manifest(path: str | os.PathLike) -> Manifest:
             f"latent cache {path} has format {version}, but this dit_jax reads {FORMAT_VERSION}; "
             + ("upgrade dit_jax" if newer else f"delete {path} and {remedy}")
         )
-    differing = sorted({field.name for field in dataclasses.fields(Manifest)} ^ set(values))
-    if differing:
-        raise ValueError(f"{path / MANIFEST_NAME} has missing or unknown keys {', '.join(differing)}; {remedy}")
-    shards = {split: [StoredShard(*shard) for shard in shards] for split, shards in values["shards"].items()}
-    tuples = {key: tuple(values[key]) for key in ("latent_shape", "extra_fields")}
-    return Manifest(**values | tuples | {"shards": shards})
+    try:
+        manifest = dataclass_from_json(Manifest, read_json(path / MANIFEST_NAME), "manifest")
+        shards = {split: [StoredShard(*shard) for shard in stored] for split, stored in manifest.shards.items()}
+        manifest = dataclasses.replace(manifest, shards=shards)
+        _check_manifest(manifest)
+    except ValueError as error:
+        raise ValueError(f"{path / MANIFEST_NAME} is damaged ({error}); {remedy}") from error
+    return manifest
+
+
+def _check_manifest(manifest: Manifest) -> None:
+    """Raises ValueError where a manifest's values contradict one another, or name files outside of its folder."""
+    height, width, channels = manifest.latent_shape
+    num_values = manifest.num_flips * height * width * channels * (2 if manifest.stochastic else 1)
+    checks = {
+        "latent_shape, num_flips": min(manifest.latent_shape) > 0 and manifest.num_flips in (1, 2),
+        "mean, std": len(manifest.mean) == len(manifest.std) == channels,
+        "scale": 0 < manifest.scale < float("inf"),
+        "splits": manifest.splits.keys() == manifest.shards.keys() == dict(manifest.data.get("splits", {})).keys(),
+        "data.num_classes": isinstance(manifest.data.get("num_classes"), int),
+    }
+    for split, shards in manifest.shards.items():
+        sizes = [shard.count for shard in shards]
+        checks["shards, their counts"] = min(sizes, default=0) > 0 and sum(sizes) == manifest.splits[split]
+        names = split_shards(split, len(shards), 1)  # which has as many
+        checks["shards, their files"] = [shard.file for shard in shards] == [shard.file for shard in names]
+        # Shards are written uncompressed: what unpacks to more than it is was made to fill the memory.
+        size = num_values * DTYPES[manifest.dtype].itemsize
+        checks["shards, their bytes"] = all(shard.bytes >= shard.count * size for shard in shards)
+        for name, holds in checks.items():
+            if not holds:
+                raise ValueError(f"{name} of split {split!r}: these cannot be")
 
 
 def open_latents(path: str | os.PathLike, split: str) -> Source:
@@ -398,6 +425,7 @@ class _Latents(Source):
         height, width, channels = manifest.latent_shape
         self._shape = (manifest.num_flips, height, width, 2 * channels if manifest.stochastic else channels)
         self._dtype, self._path, self._name = DTYPES[manifest.dtype], path, f"split {split!r}"
+        self._num_classes = manifest.data["num_classes"]
         shards = manifest.shards[split]
         with concurrent.futures.ThreadPoolExecutor() as threads:  # a shared disk takes its time for each
             list(threads.map(self._check, shards))
@@ -412,12 +440,14 @@ class _Latents(Source):
             if len(indices) <= FEW:
                 return [self._example(self._records[index]) for index in indices]
             return [self._example(record) for record in self._records.__getitems__(indices)]
-        except (RuntimeError, ValueError) as error:  # ArrayRecord's checksums, and a record that is none of ours
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:  # ArrayRecord's checksums; no record of ours
             raise self._damaged(self._name, f"damaged ({' '.join(str(error).split())})") from error
 
     def _example(self, record: bytes) -> dict[str, Any]:
         example = msgpack.unpackb(record)
         moments = np.frombuffer(example["moments"], self._dtype).reshape(self._shape)
+        if type(example["label"]) is not int or not 0 <= example["label"] < self._num_classes:
+            raise ValueError(f"label {example['label']!r} is none of the {self._num_classes} classes")
         return example | {"moments": moments.astype(np.float32)}
 
     def _check(self, shard: StoredShard) -> None:

@@ -30,16 +30,20 @@ from absl import logging
 from PIL import Image
 
 from dit_jax.config import DataConfig
+from dit_jax.data.archives import check_archive
 from dit_jax.data.file_lock import file_lock
 from dit_jax.data.transforms import CROP
+from dit_jax.json_file import parse_json
 
 # TFDS name -> where Debian's package of the data set puts its raw files (Debian "dataset-fashion-mnist").
 DEBIAN_FOLDERS = {"fashion_mnist": "/usr/share/datasets/fashion-mnist"}
 # TFDS name -> a part of the data set that is shipped here, in the format of the raw files.
 SHIPPED_SUBSETS = {"fashion_mnist": pathlib.Path(__file__).parent / "fashion_mnist_subset"}
+TFDS_NAME = r"\w+(/[\w.+-]+)?(:(\d+|\*)\.(\d+|\*)\.(\d+|\*))?"  # with its variant and its version
 PROBE_SECONDS = 15  # a host that has not answered by then is taken to be out of reach
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # no other decoder of Pillow sees a file, whatever its name
+MAX_LINE_BYTES = 2**20  # of that file: an image's captions are hundreds
 METADATA_NAME = "metadata.jsonl"  # further fields of an image folder's images, as Hugging Face's imagefolder has them
 EVAL_EVERY = 10  # an image folder without a folder for each split holds out every tenth image of a class
 
@@ -257,7 +261,7 @@ def _folder_fields(data: DataConfig, paths: Sequence[pathlib.Path]) -> list[dict
                 tables[folder] = _read_metadata(folder / METADATA_NAME, data.extra_fields)
             row = row or tables[folder].get(path.relative_to(folder).as_posix())
         fields = row or {}
-        wrong = [name for name in data.extra_fields if not isinstance(fields.get(name), (str, int, float))]
+        wrong = [name for name in data.extra_fields if not _is_scalar(fields.get(name))]
         if wrong:
             raise ValueError(
                 f"image {path} has no field {wrong[0]!r} (a string or a number) in {METADATA_NAME}; add it there, or "
@@ -267,17 +271,24 @@ def _folder_fields(data: DataConfig, paths: Sequence[pathlib.Path]) -> list[dict
     return found
 
 
+def _is_scalar(value: Any) -> bool:
+    """Returns whether a latent cache can hold a value: a string, a float, or an integer of 64 bits."""
+    return isinstance(value, (str, float)) or (isinstance(value, int) and -(2**63) <= value < 2**63)
+
+
 def _read_metadata(file: pathlib.Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Returns the named fields of each line of a metadata file, by the image's path relative to it."""
     table = {}
     if not file.is_file():
         return table
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
+    with file.open("rb") as lines:
+        for number, line in enumerate(iter(lambda: lines.readline(MAX_LINE_BYTES + 1), b""), 1):
             if not line.strip():
                 continue
             try:
-                values = json.loads(line)
+                if len(line) > MAX_LINE_BYTES:
+                    raise ValueError(f"it is longer than {MAX_LINE_BYTES:,} bytes")
+                values = parse_json(line)
                 name = posixpath.normpath(values["file_name"])
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
@@ -431,6 +442,7 @@ def _prepare_from_folder(builder: Any, folder: pathlib.Path, is_subset: bool = F
         path = folder / urllib.parse.urlparse(url).path.rsplit("/", 1)[-1]
         if not path.exists():
             raise FileNotFoundError(f"{path} is missing (from {url})")
+        check_archive(path)
         return path
 
     @functools.wraps(split_generators)  # TFDS inspects the signature
@@ -468,6 +480,11 @@ def _run_builder(builder: Any, **download_config: Any) -> None:
 
 def _make_builder(data: DataConfig, data_dir: pathlib.Path | None = None) -> Any:
     """Returns the TFDS builder of a data set, prepared or not, whose features fit the config."""
+    if not re.fullmatch(TFDS_NAME, data.name):  # TFDS would fetch the code of a "community:" data set, and run it
+        raise ValueError(
+            f"config.data.name={data.name[:200]!r} must be an existing folder, or a TFDS name such as cifar10, "
+            "imagenet2012:5.1.0 or imagenet_resized/64x64"
+        )
     tfds = _import_tfds()
     data_dir = data_dir or (pathlib.Path(data.data_dir).expanduser() if data.data_dir else None)
     try:

@@ -28,9 +28,15 @@ def center_crop(image: np.ndarray, size: int) -> np.ndarray:
 
     Returns:
       [size, size, C] uint8.
+
+    Raises:
+      ValueError: where the image is so narrow that its long side would be scaled beyond what Pillow decodes.
     """
     if image.shape[:2] == (size, size):
         return image
+    short, long = sorted(image.shape[:2])
+    if long * size**2 > short * Image.MAX_IMAGE_PIXELS:
+        raise ValueError(f"an image of {long} by {short} pixels is too narrow for {size} by {size}; remove it")
     scaled = _to_pillow(image)
     while min(scaled.size) >= 2 * size:
         scaled = scaled.resize((scaled.width // 2, scaled.height // 2), Image.Resampling.BOX)

@@ -17,6 +17,7 @@ import numpy as np
 
 from dit_jax.checkpoint import Checkpoints, find_checkpoint, restore_eval_params, write_config
 from dit_jax.config import (
+    MAX_COUNT,
     AutoencoderConfig,
     CodebookConfig,
     Config,
@@ -28,7 +29,8 @@ from dit_jax.config import (
     TrainingConfig,
     check_config,
 )
-from dit_jax.evaluation.loaded import AUTOENCODER_DIR
+from dit_jax.evaluation.loaded import AUTOENCODER_DIR, copy_weights
+from dit_jax.json_file import read_json
 from dit_jax.models.build import abstract_params, build_dit
 from dit_jax.nn.embeddings import sincos_2d
 from dit_jax.pretrained import autoencoder as autoencoder_names
@@ -74,8 +76,7 @@ def import_weights(
     with written_aside(output) as temporary:
         temporary.mkdir()
         if autoencoder:
-            ignore = shutil.ignore_patterns("samples", "metrics")
-            shutil.copytree(autoencoder, temporary / AUTOENCODER_DIR, ignore=ignore)
+            copy_weights(autoencoder, temporary / AUTOENCODER_DIR)
         write_config(temporary, config)
         with Checkpoints(temporary, max_to_keep=1) as checkpoints:
             checkpoints.save(0, {"params": params}, config)
@@ -138,7 +139,7 @@ def read_file(kind: str, path: pathlib.Path) -> tuple[dict[str, Any], Tensors, l
         else:
             tensors, notes = autoencoder_names.without_prefix(tensors)
             shape = autoencoder_names.compvis_shape(tensors)
-    except ValueError as error:
+    except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:  # tensors of no axes, or of none in them
         raise ValueError(f"{path}: {error}") from error
     return shape, tensors, notes
 
@@ -159,21 +160,24 @@ def read_diffusers(kind: str, folder: pathlib.Path) -> tuple[dict[str, Any], Ten
     if not path.is_file():
         raise ValueError(f"--input={folder} must be a workdir (with checkpoints/) or a diffusers folder (config.json)")
     try:
-        values = json.loads(path.read_text())
+        values = read_json(path)
         shape = {"dit": diffusers_dit_shape, "autoencoder": diffusers_autoencoder_shape}[kind](values)
-    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError) as error:
         raise ValueError(f"{path} is not the config of a diffusers model of --kind={kind} ({error!r})") from error
     numbers = [n for value in shape.values() for n in (value if isinstance(value, tuple) else (value,))]
-    if not all(isinstance(n, int) and n >= 0 for n in numbers):
-        raise ValueError(f"{path}: {shape} must be whole numbers")
+    if not all(isinstance(n, int) and 0 <= n <= MAX_COUNT for n in numbers):
+        raise ValueError(f"{path}: {str(shape)[:300]} must be whole numbers, of a model's size")
     weights = [folder / name for name in DIFFUSERS_WEIGHTS if (folder / name).is_file()]
     if not weights:
         raise ValueError(f"{folder} has none of {', '.join(DIFFUSERS_WEIGHTS)}")
     tensors = read_tensors(weights[0])
+    num_layers = max(shape.get("depth", 0), len(shape.get("channel_multipliers", ())), shape.get("num_res_blocks", 0))
+    if num_layers > len(tensors):
+        raise ValueError(f"{path}: {num_layers} layers must not be more than the {len(tensors)} tensors")
     if kind == "autoencoder":
         try:
             return *diffusers_autoencoder(values, shape, tensors), []
-        except ValueError as error:
+        except (ValueError, TypeError, IndexError) as error:
             raise ValueError(f"{folder}: {error}") from error
     return shape, tensors, []
 

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import shutil
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dit_jax.checkpoint import SNAPSHOTS, Checkpoints, find_checkpoint, restore_eval_params
+from dit_jax.checkpoint import CHECKPOINTS, CONFIG_FILE, SNAPSHOTS, Checkpoints, find_checkpoint, restore_eval_params
 from dit_jax.config import Config, MeshConfig, SamplingConfig, for_platform
 from dit_jax.evaluation.generate import make_generator, override_sampling
 from dit_jax.models.autoencoder import Codec
@@ -145,6 +146,23 @@ def load_codec(workdir: str | os.PathLike, scale: float, mesh: Mesh, step: int |
     if config.stage != "autoencoder":
         raise ValueError(f"{workdir} is of stage {config.stage!r}; an autoencoder's workdir is needed here")
     return Codec(params, build_autoencoder(config.autoencoder, config.data.channels), scale)
+
+
+def copy_weights(workdir: str | os.PathLike, target: pathlib.Path) -> None:
+    """Copies a workdir's config and checkpoints to a new folder, and nothing else that may be there.
+
+    Raises:
+      ValueError: where one of these is a link: it would be followed to anywhere.
+    """
+    workdir = pathlib.Path(workdir)
+    parts = [workdir / CONFIG_FILE, workdir / CHECKPOINTS]
+    links = [path for path in (*parts, *parts[1].rglob("*")) if path.is_symlink()]
+    if links:
+        raise ValueError(f"{links[0]} must not be a link, in an autoencoder's workdir; put there what it leads to")
+    target.mkdir()
+    if parts[0].is_file():
+        shutil.copy(parts[0], target)
+    shutil.copytree(parts[1], target / CHECKPOINTS)
 
 
 def _load_params(

@@ -18,6 +18,8 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from dit_jax.json_file import read_json
+
 PACKAGES = ("dit_jax", "jax", "jaxlib", "flax", "numpy", "scipy", "pillow")  # that a figure passes through
 UINT8_RULE = "127.5 x + 128, clipped to [0, 255], truncated"  # of `metrics.picture.to_uint8`
 DISTANCES = {"fid": "FID", "sfid": "sFID"}
@@ -54,7 +56,7 @@ def read_card(path: str | os.PathLike) -> dict[str, Any]:
     """Returns a card; raises ValueError where the file is none."""
     path = pathlib.Path(path)
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
+        card = read_json(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} is not a result of `dit-jax evaluate` ({error})") from error
     if not isinstance(card, dict) or not all(isinstance(card.get(key), dict) for key in ("values", "protocol")):

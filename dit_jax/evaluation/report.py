@@ -23,6 +23,7 @@ import PIL.Image
 from dit_jax.evaluation.chart import line_chart, standalone
 from dit_jax.evaluation.compared import EvaluatedRun, comparison_charts, comparison_table, main_figure, read_result
 from dit_jax.evaluation.protocol import figure_label, table
+from dit_jax.json_file import read_json
 from dit_jax.metrics import history
 
 PACKAGES = ("dit_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
@@ -36,6 +37,7 @@ METRIC_LABELS = {
     "vlb": "VLB",
     "grad_norm": "gradient norm",
 }
+MAX_PICTURE_BYTES = 2**28  # the page holds them
 FIRST_CHARTS = ("loss", "psnr", "perceptual")
 
 STYLE = """
@@ -138,10 +140,9 @@ def read_run(workdir: pathlib.Path, name: str) -> Run:
     config_file = workdir / "config.json"
     if not config_file.is_file():
         raise ValueError(f"{workdir} is not a workdir (it has no config.json); give the --workdir of `dit-jax train`")
-    try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{config_file} is not JSON ({error}); restore it") from error
+    config = read_json(config_file)
+    if not isinstance(config, dict):
+        raise ValueError(f"{config_file} must hold a run's config, not a {type(config).__name__}; restore it")
     rows = history.read_metrics(workdir)
     if not rows:
         raise ValueError(f"{workdir} has no metrics yet; train until the first log (config.training.log_every_steps)")
@@ -288,8 +289,14 @@ def _pictures(run: Run) -> str:
 
 
 def _picture(path: pathlib.Path, caption: str) -> str:
+    size = path.stat().st_size
+    if size > MAX_PICTURE_BYTES:
+        raise ValueError(f"{path} has {size:,} bytes, more than the {MAX_PICTURE_BYTES:,} of a picture here; remove it")
     content = path.read_bytes()
-    width, height = PIL.Image.open(io.BytesIO(content)).size
+    try:
+        width, height = PIL.Image.open(io.BytesIO(content), formats=("PNG",)).size
+    except Exception as error:  # of a broken file Pillow raises OSError, SyntaxError, struct.error and others
+        raise ValueError(f"{path} is not a PNG picture ({error}); remove it") from error
     source = "data:image/png;base64," + base64.b64encode(content).decode("ascii")
     caption = html.escape(caption)
     image = f'<img src="{source}" width="{width}" height="{height}" alt="{caption}">'

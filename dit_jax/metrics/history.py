@@ -11,6 +11,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from dit_jax.json_file import parse_json
+
 SPLITS = ("train", "eval")
 NOT_METRICS = ("step", "split", "seconds")
 
@@ -33,10 +35,20 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline was not written to its end
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}, is not JSON ({error.msg}); remove the line") from error
+            rows.append(_checked(parse_json(line)))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}, is not one of a run's metrics ({error}); remove it") from error
     return rows
+
+
+def _checked(row: Any) -> dict[str, Any]:
+    """Returns a line's value, or raises ValueError where it is not what `append_metrics` writes."""
+    if not isinstance(row, dict) or row.get("split") not in SPLITS or type(row.get("step")) is not int:
+        raise ValueError("it must be an object with a step and a split")
+    wrong = [name for name, value in row.items() if name != "split" and type(value) not in (int, float)]
+    if wrong or "seconds" not in row:
+        raise ValueError(f"{wrong[0] if wrong else 'seconds'} must be a number")
+    return row
 
 
 def append_metrics(

@@ -163,7 +163,7 @@ def compvis_shape(tensors: Tensors) -> dict:
     if "encoder.conv_in.weight" not in tensors or "post_quant_conv.weight" not in tensors:
         raise ValueError("tensor 'encoder.conv_in.weight' or 'post_quant_conv.weight' is missing; not an autoencoder's")
     base, image_channels = tensors["encoder.conv_in.weight"].shape[:2]
-    found = [m for m in (re.match(r"encoder\.down\.(\d+)\.block\.(\d+)\.conv2\.bias", n) for n in tensors) if m]
+    found = [m for m in (re.match(r"encoder\.down\.(\d{1,3})\.block\.(\d{1,3})\.conv2\.bias", n) for n in tensors) if m]
     if not found:
         raise ValueError("tensor 'encoder.down.0.block.0.conv2.bias' is missing; not a CompVis autoencoder's")
     has_attention = lambda level: f"encoder.down.{level}.attn.0.q.weight" in tensors  # noqa: E731

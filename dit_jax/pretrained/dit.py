@@ -68,7 +68,10 @@ def released_shape(tensors: Tensors) -> dict[str, int]:
 
     Keys: depth, width, patch_size, num_classes, height (of the square input), channels, out_channels.
     """
-    depth = 1 + max((int(m[1]) for m in (re.match(r"blocks\.(\d+)\.", name) for name in tensors) if m), default=-1)
+    numbers = [int(m[1]) for m in (re.match(r"blocks\.(\d{1,9})\.", name) for name in tensors) if m]
+    depth = 1 + max(numbers, default=-1)
+    if depth > len(tensors):
+        raise ValueError(f"block {depth - 1} is there, but only {len(tensors)} tensors")
     projection = require(tensors, "x_embedder.proj.weight", 4)
     num_tokens = require(tensors, POSITION_TABLE, 3).shape[1]
     width, channels, patch_size, _ = projection.shape

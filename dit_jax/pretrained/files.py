@@ -11,6 +11,8 @@ import pathlib
 import pickle
 import pickletools
 import tarfile
+import warnings
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,12 +22,13 @@ import numpy as np
 from dit_jax.pretrained.name_map import Tensors
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+ZIP_MAGIC = b"PK\x03\x04"
 NESTS = ("ema", "model", "state_dict")  # where training programs keep the weights, best first
 
 MAX_PICKLE_BYTES = 2**28  # LPIPS' is 59 MB
 MAX_PICKLE_OPCODES = 10_000  # LPIPS' has 1,200: 40 for an array
 MAX_PATH = 200  # letters in the keys to an array
-MAX_EXPANSION = 4  # of an archive's size, unpacked: weights hardly compress
+MAX_EXPANSION = 4  # of a file's size, in memory: weights hardly compress, and a byte becomes a float32
 # What dicts of NumPy arrays are written with (protocols 3 and 4), and no more: no lists, no objects, no references
 # outside, no numbers without a bound on their size.
 PICKLE_OPCODES = (
@@ -41,7 +44,7 @@ def read_tensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     Half-precision tensors become float32.
 
     Raises:
-      ValueError: where the file is damaged, or holds anything but tensors.
+      ValueError: where the file is damaged, holds anything but tensors, or would take far more memory than its size.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -130,25 +133,33 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 
     try:
         return {name: np.asarray(array, np.float32) for name, array in load_file(path).items()}
-    except (SafetensorError, OSError, KeyError) as error:
-        raise ValueError(f"{path} is truncated or not a safetensors file ({error}); fetch it again") from error
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} is truncated or not a safetensors file ({reason}); fetch it again") from error
 
 
 def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
     torch = _torch(path)
     import argparse
 
+    with path.open("rb") as file:
+        is_zip = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC  # as PyTorch tells its two forms apart
+    if is_zip:
+        _check_stored(path)
     try:
         # DiT's training program keeps its flags beside the weights, as a Namespace: plain attributes, no code.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")  # that a pickle is of another protocol: it is read, or an error, anyway
+            with _SizedFile(path) as file:
+                content = torch.load(path if is_zip else file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0][:200]
         raise ValueError(
             f"{path} holds something other than tensors, or is damaged; nothing of it was run ({reason})"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError) as error:
-        raise ValueError(f"{path} is truncated or not a PyTorch file ({error}); fetch it again") from error
+    except Exception as error:  # what a made-up file can raise in PyTorch is no short list
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} is truncated or not a PyTorch file ({reason}); fetch it again") from error
     for nest in NESTS:
         if isinstance(content, dict) and isinstance(content.get(nest), dict):
             content = content[nest]
@@ -158,7 +169,37 @@ def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise ValueError(f"{path} must hold tensors by name; {name!r} is a {type(value).__name__}")
+        if value.layout is not torch.strided or value.is_quantized or value.is_complex() or value.device.type != "cpu":
+            raise ValueError(f"{path} must hold plain tensors; {name!r} has {value.layout}, {value.dtype}")
+    # A tensor may repeat its storage any number of times, and be as large as it likes.
+    size, most = 4 * sum(value.numel() for value in content.values()), MAX_EXPANSION * path.stat().st_size
+    if size > most:
+        raise ValueError(f"{path}: its tensors would take {size:,} bytes, {MAX_EXPANSION} times more than it has")
     return {name: value.detach().to(torch.float32).numpy() for name, value in content.items()}
+
+
+class _SizedFile(io.BufferedReader):
+    """A file that is read for no more than it has: asked for 4 GB, Python takes 4 GB before it looks."""
+
+    def __init__(self, path: pathlib.Path):
+        super().__init__(io.FileIO(path))
+        self._size = path.stat().st_size
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(0, self._size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
+def _check_stored(path: pathlib.Path) -> None:
+    """Raises ValueError where a zip archive, as PyTorch writes it, is compressed: PyTorch's own are not."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise ValueError(f"{path} is truncated or not a PyTorch file ({error}); fetch it again") from error
+    size = sum(entry.file_size for entry in entries)
+    if size > path.stat().st_size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError(f"{path} unpacks to {size:,} bytes, more than it has; PyTorch does not write such files")
 
 
 def _read_member(path: pathlib.Path, member: str) -> bytes:

@@ -18,7 +18,7 @@ TRAIN, EVAL = "train[:90%]", "test+extra/x"  # names that are no file names
 SIZES = {TRAIN: 23, EVAL: 5}
 BATCH_SIZE = 3
 PLAN = latent_cache.Plan(
-    data={"name": "shapes", "image_size": 16, "splits": SIZES},
+    data={"name": "shapes", "image_size": 16, "num_classes": 10, "splits": SIZES},
     train_split=TRAIN,
     autoencoder="sha256:abc",
     latent_shape=(8, 6, 3),
@@ -367,8 +367,8 @@ def test_missing_and_unfinished_caches_say_how_to_write_one(tmp_path):
     ("change", "message"),
     [
         ({"version": 3}, "format 3, but this dit_jax reads 2; upgrade"),
-        ({"scale": None}, "missing or unknown keys scale"),
-        ({"extra": 1}, "missing or unknown keys extra"),
+        ({"scale": None}, "manifest.scale is missing"),
+        ({"extra": 1}, "manifest.extra is not a config key"),
     ],
 )
 def test_manifest_is_read_strictly(cache, change, message):
