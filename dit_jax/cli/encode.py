@@ -89,6 +89,7 @@ def run(args: argparse.Namespace) -> None:
         "output": args.output,
         "images": sum(manifest.splits.values()),
         "encoded": num_encoded,  # by this process
+        "bad_examples": sum(map(len, encoder.bad_examples.values())),  # that it met, with another's latents instead
         "damaged": [shard.file for shard in damaged],
         "seconds": seconds,
         "images_per_second": num_encoded / seconds,
@@ -153,10 +154,15 @@ class ShardEncoder:
         import jax
         import jax.numpy as jnp
 
+        from dit_jax.data.bad_examples import BadExamples
         from dit_jax.data.sources import open_source
 
         self.data, self.codec, self.mesh, self.batch_size = data, codec, mesh, batch_size
         self._sources = {split: open_source(data, split) for split in (data.train_split, data.eval_split)}
+        self.bad_examples = {
+            split: BadExamples(f"{data.name} {split}", len(source), data.max_bad_share)
+            for split, source in self._sources.items()
+        }
         self._encode = make_encode(data)
         images = jax.ShapeDtypeStruct((batch_size, data.image_size, data.image_size, data.channels), jnp.float32)
         self.shape = jax.eval_shape(self._encode, codec, images).shape[1:]  # (F, h, w, k)
@@ -186,6 +192,7 @@ class ShardEncoder:
             start=shard.start,
             num_examples=shard.count,
             num_threads=self.data.num_threads,
+            bad_examples=self.bad_examples[shard.split],
         )
         queue = collections.deque()  # the device encodes a batch while the one before it is written
         for batch in batches:
@@ -259,6 +266,8 @@ def encode_missing(writer: "LatentCacheWriter", encoder: ShardEncoder) -> int:
             for batch in encoder.batches(shard):
                 yield batch
                 progress.update(len(batch[0]))
+                for line in encoder.bad_examples[shard.split].news():
+                    tqdm.write(line, file=sys.stderr)
 
         for shard in writer.missing_shards(lambda shard: progress.set_postfix_str(f"waiting for {shard.name}")):
             progress.set_postfix_str(shard.name)

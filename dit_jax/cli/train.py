@@ -278,22 +278,20 @@ def resolve_latents(config: Config) -> Config:
 
 def copy_autoencoder(source: pathlib.Path, workdir: pathlib.Path) -> None:
     """Copies an autoencoder's workdir into this one, so that this one alone can draw images."""
-    from dit_jax.evaluation.loaded import AUTOENCODER_DIR
+    from dit_jax.evaluation.loaded import AUTOENCODER_DIR, copy_weights
 
     target = workdir / AUTOENCODER_DIR
     if target.is_dir():
         return
     temporary = workdir / f".{AUTOENCODER_DIR}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)  # of a start that was killed meanwhile
-    shutil.copytree(source, temporary, ignore=shutil.ignore_patterns("samples", "metrics", "log.txt"))
+    copy_weights(source, temporary)
     os.replace(temporary, target)
 
 
 def autoencoder_task(config: Config, mesh: "Mesh", workdir: pathlib.Path) -> "Task":
     """Returns the autoencoder's losses, its images and its pictures: originals above reconstructions."""
-    import numpy as np
-
-    from dit_jax.data.pipeline import image_transform
+    from dit_jax.data.pipeline import eval_batches, image_transform
     from dit_jax.evaluation.pictures import make_reconstructor, reconstruction_grid
     from dit_jax.parallel.mesh import to_host
     from dit_jax.training.autoencoder_step import make_autoencoder_eval, make_autoencoder_gradients, make_observe
@@ -301,7 +299,16 @@ def autoencoder_task(config: Config, mesh: "Mesh", workdir: pathlib.Path) -> "Ta
     train_source, eval_source = open_sources(config)
     transform = image_transform(config.data, train=False)
     count = min(len(eval_source), NUM_PICTURES)
-    images = np.stack([transform(eval_source[i], np.random.default_rng(PICTURE_SEED))["image"] for i in range(count)])
+    images = next(
+        eval_batches(
+            eval_source,
+            transform,
+            batch_size=count,
+            rows=range(count),
+            num_threads=1,
+            bad_examples=bad_examples_of(config, (train_source, eval_source))[1],
+        )
+    )["image"]
     reconstruct = make_reconstructor(config)
     return make_task(
         config,
@@ -397,6 +404,16 @@ def open_sources(config: Config) -> tuple:
     return tuple(open_latents(config.latents.path, split) for split in splits)
 
 
+def bad_examples_of(config: Config, sources: tuple) -> list:
+    """Returns what takes note of examples that cannot be read: of the training data, and of the held-out data."""
+    from dit_jax.data.bad_examples import BadExamples
+
+    splits = zip((config.data.train_split, config.data.eval_split), sources, strict=True)
+    return [
+        BadExamples(f"{config.data.name} {split}", len(source), config.data.max_bad_share) for split, source in splits
+    ]
+
+
 def make_task(config, mesh, sources, train_transform, eval_transform, losses, draw, **others) -> "Task":
     """Returns the task whose batches are this process's rows of the sources."""
     from dit_jax.data.pipeline import eval_batches, train_batches, train_positions
@@ -406,6 +423,7 @@ def make_task(config, mesh, sources, train_transform, eval_transform, losses, dr
     training, (train_source, eval_source) = config.training, sources
     batch_size = training.global_batch_size
     rows = local_rows(mesh, batch_size)
+    bad_examples = bad_examples_of(config, sources)
     return Task(
         *losses,
         train_batches=lambda start_step: train_batches(
@@ -417,6 +435,7 @@ def make_task(config, mesh, sources, train_transform, eval_transform, losses, dr
             start_step=start_step,
             num_steps=training.num_train_steps,
             num_threads=config.data.num_threads,
+            bad_examples=bad_examples[0],
         ),
         eval_batches=lambda: eval_batches(
             eval_source,
@@ -425,12 +444,14 @@ def make_task(config, mesh, sources, train_transform, eval_transform, losses, dr
             rows=rows,
             num_examples=training.num_eval_examples,
             num_threads=config.data.num_threads,
+            bad_examples=bad_examples[1],
         ),
         draw=draw,
         initial_params=initial_params(config),
         examples_of=lambda batch: train_positions(
             len(train_source), config.seed, range(batch * batch_size, (batch + 1) * batch_size)
         ),
+        bad_examples=bad_examples,
         **others,
     )
 

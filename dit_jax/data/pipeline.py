@@ -14,6 +14,7 @@ import numpy as np
 
 from dit_jax.config import DataConfig
 from dit_jax.data import transforms
+from dit_jax.data.bad_examples import BadExamples
 
 Example = dict[str, Any]
 Transform = Callable[[Example, np.random.Generator], Example]
@@ -31,6 +32,7 @@ def train_batches(
     start_step: int,
     num_steps: int,
     num_threads: int,
+    bad_examples: BadExamples | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields this process's part of the global batch of each step from `start_step` to `num_steps - 1`.
 
@@ -43,15 +45,14 @@ def train_batches(
       start_step: 0, or the first step of a resumed run.
       num_steps: steps of the whole run.
       num_threads: each thread prepares a batch ahead of its use.
+      bad_examples: takes note of examples that cannot be read, and says what stands in; None: they are errors.
     """
 
     def load(step: int) -> dict[str, np.ndarray]:
         numbers = [step * global_batch_size + row for row in rows]
-        examples = _read(source, train_positions(len(source), seed, numbers))
-        return _stack(
-            transform(example, np.random.default_rng((seed, EXAMPLE_STREAM, g)))
-            for g, example in zip(numbers, examples, strict=True)
-        )
+        indices = train_positions(len(source), seed, numbers)
+        keys = [(seed, EXAMPLE_STREAM, g) for g in numbers]
+        return _load(source, transform, indices, keys, (step + 1) * len(rows), bad_examples)
 
     return _read_ahead(load, start_step, num_steps, num_threads)
 
@@ -77,6 +78,7 @@ def eval_batches(
     start: int = 0,
     num_examples: int | None = None,
     num_threads: int,
+    bad_examples: BadExamples | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields this process's part of batches that go through the examples once, in order.
 
@@ -90,6 +92,7 @@ def eval_batches(
       start: the position of the first example.
       num_examples: only so many from there; None, or more than there are: all.
       num_threads: each thread prepares a batch ahead of its use.
+      bad_examples: as for `train_batches`.
 
     Yields:
       The transform's arrays, and `mask`: [rows] float32, 1 for an example and 0 for padding, and `index`: [rows]
@@ -100,10 +103,8 @@ def eval_batches(
     def load(batch: int) -> dict[str, np.ndarray]:
         numbers = np.array([batch * batch_size + row for row in rows])
         indices = start + np.minimum(numbers, num_examples - 1)
-        examples = _read(source, indices.tolist())
-        arrays = _stack(
-            transform(example, np.random.default_rng(index)) for index, example in zip(indices, examples, strict=True)
-        )
+        seen = (batch + 1) * len(rows)
+        arrays = _load(source, transform, indices.tolist(), indices.tolist(), seen, bad_examples)
         return arrays | {"mask": (numbers < num_examples).astype(np.float32), "index": indices.astype(np.int32)}
 
     return _read_ahead(load, 0, -(-num_examples // batch_size), num_threads)
@@ -158,13 +159,45 @@ def _draw_flip(rng: np.random.Generator) -> bool:
     return rng.random() < 0.5
 
 
+def _load(
+    source: Sequence[Example],
+    transform: Transform,
+    indices: list[int],
+    keys: list[Any],
+    num_seen: int,
+    bad_examples: BadExamples | None,
+) -> dict[str, np.ndarray]:
+    """Returns the transformed examples at `indices`, each with the generator of its key, or with what stands in."""
+
+    def load(indices: list[int], keys: list[Any]) -> list[Example]:
+        return [
+            transform(example, np.random.default_rng(key))
+            for key, example in zip(keys, _read(source, indices), strict=True)
+        ]
+
+    def load_one(index: int, key: Any) -> Example:
+        while True:
+            reader = bad_examples.reader(index)
+            try:
+                return load([reader], [key])[0]
+            except (ValueError, OSError) as error:
+                bad_examples.add(reader, " ".join(str(error).split()), num_seen)
+
+    if bad_examples is None:
+        return _stack(load(indices, keys))
+    try:
+        return _stack(load([bad_examples.reader(index) for index in indices], keys))
+    except (ValueError, OSError):
+        return _stack(load_one(index, key) for index, key in zip(indices, keys, strict=True))
+
+
 def _read(source: Sequence[Example], indices: list[int]) -> Sequence[Example]:
     if hasattr(source, "__getitems__"):
         return source.__getitems__(indices)
     return [source[index] for index in indices]
 
 
-def _stack(examples: Iterator[Example]) -> dict[str, np.ndarray]:
+def _stack(examples: Iterable[Example]) -> dict[str, np.ndarray]:
     examples = list(examples)
     return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
 

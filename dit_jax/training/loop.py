@@ -7,8 +7,9 @@ checkpoint) it looks at all steps up to there: what is on disk is a function of 
 
 import dataclasses
 import itertools
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import jax
@@ -17,6 +18,7 @@ import optax
 
 from dit_jax.checkpoint import SNAPSHOTS, Checkpoints, write_config
 from dit_jax.config import Config, undivided_activations
+from dit_jax.data.bad_examples import BadExamples
 from dit_jax.metrics.held_out import means
 from dit_jax.models.autoencoder import FROZEN_WITH_ENCODER
 from dit_jax.models.averages import average_decays, length_name
@@ -36,7 +38,8 @@ class Task:
 
     gradient_fn, eval_fn, observe, constants: see `training.step`; train_batches(start_step), eval_batches(): this
     process's rows, as NumPy; draw(params): pictures by name, uint8 [H, W, 3]; measure(params): further held-out
-    figures; initial_params(abstract): what a new run starts with, None for random ones.
+    figures; initial_params(abstract): what a new run starts with, None for random ones; bad_examples: what the batches
+    take note of, of the training data first.
     """
 
     gradient_fn: GradientFn
@@ -49,6 +52,7 @@ class Task:
     constants: Constants = None
     initial_params: Callable[[Params], Params] | None = None
     examples_of: Callable[[int], list[int]] | None = None
+    bad_examples: Sequence[BadExamples] = ()
 
 
 def train(
@@ -143,6 +147,7 @@ def _run(
     for step in range(start_step + 1, last_step + 1):
         with window.waiting_for_data():
             batch = next(batches)
+        tell_bad_examples(task.bad_examples, reporter)
         with first.compiling():
             state, metrics = step_fn(state, batch, task.constants)
         first.report(metrics, reporter)
@@ -164,14 +169,15 @@ def _run(
                 batches.close()
                 return None
         if rows:
-            rates = window.rates()
+            rates, bad = window.rates(), count_bad_examples(task.bad_examples)
             for _, group in itertools.groupby(rows, lambda row: (row[0] - 1) // training.log_every_steps):
                 line = list(group)
-                reporter.scalars(line[-1][0], "train", summary(line) | rates)
+                reporter.scalars(line[-1][0], "train", summary(line) | rates | bad)
         reporter.progress(window.finished_step(), window.last_loss)
         if evaluates:
             eval_batches = prefetch(task.eval_batches(), mesh, batch_size)
             values = evaluate(eval_step, state.eval_params, eval_batches, task.constants)
+            tell_bad_examples(task.bad_examples, reporter)
             values |= task.measure(state.eval_params) if task.measure else {}
             reporter.scalars(step, "eval", values)
             reporter.log(f"step {step}: held-out " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()))
@@ -248,6 +254,21 @@ def evaluate(
 ) -> dict[str, float]:
     """Returns the means over all real examples of `batches` (`metrics.held_out.means`)."""
     return means(jax.tree.map(to_host, [eval_step(params, batch, constants) for batch in batches]))[0]
+
+
+def tell_bad_examples(data_sets: Sequence[BadExamples], reporter: Reporter) -> None:
+    """Logs what was found bad since the last call; another process than the first tells it to its own terminal."""
+    for line in (line for data_set in data_sets for line in data_set.news()):
+        if jax.process_index():
+            print(f"process {jax.process_index()}: {line}", file=sys.stderr, flush=True)
+        else:
+            reporter.log(line)
+
+
+def count_bad_examples(data_sets: Sequence[BadExamples]) -> dict[str, float]:
+    """Returns `bad_examples`, how many this process has met since its start; nothing where it has met none."""
+    count = sum(map(len, data_sets))
+    return {"bad_examples": float(count)} if count else {}
 
 
 class FirstStep:
