@@ -73,7 +73,7 @@ def _run(args: argparse.Namespace, preemption: Preemption | None) -> None:
     mesh = make_mesh(config.mesh)
     check_platform(config, mesh.devices.flat[0].platform)
     check_batch_size(config.training.global_batch_size, mesh, "config.training.global_batch_size")
-    compiled = None if args.replay_step is not None else compiler(config, mesh, cache)
+    compiled = compiler(config, mesh, cache)
     check_same_run(workdir, config)
     if config.latents is not None:
         if is_first():
@@ -84,7 +84,7 @@ def _run(args: argparse.Namespace, preemption: Preemption | None) -> None:
 
     task = task_of(config, mesh, workdir)
     if args.replay_step is not None:
-        replay_step(config, workdir, task, mesh, args.replay_step)
+        replay_step(config, workdir, task, mesh, args.replay_step, compiled)
         return
     train(config, workdir, task, mesh, args.started, preemption, compiled)
 
@@ -112,12 +112,14 @@ def compiler(config: Config, mesh: "Mesh", cache: str | None) -> "Callable":
     return compiled
 
 
-def replay_step(config: Config, workdir: pathlib.Path, task: "Task", mesh: "Mesh", step: int) -> None:
+def replay_step(
+    config: Config, workdir: pathlib.Path, task: "Task", mesh: "Mesh", step: int, compiled: "Callable"
+) -> None:
     """Makes a step of a run again and prints what was wrong with it."""
     from dit_jax.parallel.distributed import is_first
     from dit_jax.training.replay import replay
 
-    for line in replay(config, workdir, task, mesh, step):
+    for line in replay(config, workdir, task, mesh, step, compiled):
         if is_first():
             print(line, flush=True)
 

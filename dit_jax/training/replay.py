@@ -1,7 +1,7 @@
 """One step of a run again, to see what was wrong with it; nothing is written into the run."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import flax.linen as nn
 import jax
@@ -18,11 +18,18 @@ from dit_jax.training.step import NORMS_AND_LOSS, GradientFn, jit_train_step
 from dit_jax.types import Array, Batch
 
 
-def replay(config: Config, workdir: str | os.PathLike, task: Task, mesh: jax.sharding.Mesh, step: int) -> Iterator[str]:
+def replay(
+    config: Config,
+    workdir: str | os.PathLike,
+    task: Task,
+    mesh: jax.sharding.Mesh,
+    step: int,
+    compiled: Callable[..., Callable] = lambda step_fn, *_: step_fn,
+) -> Iterator[str]:
     """Makes a step (from 1) of a run again, and yields line by line what it gave and what in it was not finite.
 
     All steps from the newest checkpoint before it, or else from the start, are made again, so that on the mesh of the
-    run all bits are the run's own.
+    run all bits are the run's own; compiled: as for `loop.train`.
     """
     optimizer, train_step = build_update(config, task.gradient_fn, task.observe)
     abstract = abstract_state(config, optimizer, mesh)
@@ -35,7 +42,8 @@ def replay(config: Config, workdir: str | os.PathLike, task: Task, mesh: jax.sha
             state = create_state(config, optimizer, mesh, params)
     origin = f"from the checkpoint of step {start}" if start else "from the start"
     yield f"making steps {start + 1} to {step} again, {origin}"
-    step_fn, record = jit_train_step(train_step, abstract), read_bad_steps(workdir)
+    step_fn = compiled(jit_train_step(train_step, abstract), abstract, task.constants)
+    record = read_bad_steps(workdir)
     abandoned = abandoned_steps(record, step - 1)
     batches = prefetch(task.train_batches(start), mesh, config.training.global_batch_size)
     for number in range(start + 1, step):

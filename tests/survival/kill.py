@@ -27,7 +27,12 @@ from collections.abc import Callable
 STEPS, SAVE_EVERY = 200, 20
 IMPORTS = (  # what training imports, of ours and of others
     *("clu.metric_writers", "grain", "orbax.checkpoint", "dit_jax.cli.main", "dit_jax.cli.train"),
-    *("dit_jax.training.loop", "dit_jax.training.autoencoder_step", "dit_jax.training.diffusion_step"),
+    *(
+        "dit_jax.training.loop",
+        "dit_jax.training.kept_step",
+        "dit_jax.training.autoencoder_step",
+        "dit_jax.training.diffusion_step",
+    ),
     *("dit_jax.evaluation.generate", "dit_jax.evaluation.loaded", "dit_jax.evaluation.pictures"),
 )
 TIMES = ("seconds", "steps_per_second", "data_wait")  # what is of the machine, in a line of the curves
