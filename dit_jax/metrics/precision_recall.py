@@ -10,7 +10,8 @@ the shares are those of float64, to the image, on any device, in blocks of any s
 distances in float16 where it can: its shares differ by some images.)
 
 Memory, beside the features: on each device two blocks of features, one of distances and its sorted copy, in all
-`device_bytes`; on the host the same for one block in float64. Neither grows with the number of images.
+`device_bytes`; on the host a few such blocks in float64, which do not grow with the number of images, and 16 candidates
+an image. `tests/speed/sample_metrics.py` measures it.
 """
 
 from typing import NamedTuple

@@ -7,6 +7,7 @@ import torch
 
 from dit_jax.metrics import precision_recall as module
 from dit_jax.metrics.precision_recall import precision_recall
+from tests.speed import sample_metrics
 
 
 def exact(samples, references, k=3):
@@ -102,3 +103,9 @@ def test_bad_features_are_named():
     samples[4] = np.nan
     with pytest.raises(ValueError, match="samples' features must be finite, but those of image 4"):
         precision_recall(samples, references)
+
+
+def test_the_command_that_measures_time_and_memory_runs(capsys):
+    sample_metrics.main(300, 32)
+    printed = capsys.readouterr().out
+    assert printed.startswith("300 features of 32") and "PrecisionRecall(" in printed and "residual" in printed
