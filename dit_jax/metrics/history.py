@@ -54,12 +54,18 @@ def _checked(row: Any) -> dict[str, Any]:
 def append_metrics(
     workdir: str | os.PathLike[str], step: int, split: str, seconds: float, values: Mapping[str, float]
 ) -> None:
-    """Appends one line, whole or (if the process is killed meanwhile) without its end."""
+    """Appends one line, whole or (if the process is killed meanwhile) without its end; nothing where that fails."""
     assert split in SPLITS and not set(values) & set(NOT_METRICS), (split, sorted(values))
     row = {"step": int(step), "split": split, "seconds": round(seconds, 3)}
     row |= {name: float(value) for name, value in values.items()}
-    with metrics_path(workdir).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+    path = metrics_path(workdir)
+    size = path.stat().st_size
+    try:
+        with path.open("ab") as file:
+            file.write(json.dumps(row).encode() + b"\n")
+    except OSError:  # such as a full disk, on which a part of the line may be
+        os.truncate(path, size)
+        raise
 
 
 def resume_metrics(workdir: str | os.PathLike[str], step: int) -> float:

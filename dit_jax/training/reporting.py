@@ -1,10 +1,14 @@
-"""What a training run tells: the terminal, `log.txt`, curves in `metrics/` and pictures in `samples/`."""
+"""What a training run tells: the terminal, `log.txt`, curves in `metrics/` and pictures in `samples/`.
+
+Where the storage fails, such as a full disk, that is told once and the run goes on: it is worth more than its reports.
+"""
 
 import concurrent.futures
+import contextlib
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import PIL.Image
@@ -42,8 +46,9 @@ class Reporter:
         # Importing clu takes many seconds, most of them TensorFlow's. One thread imports it, at the first metrics, and
         # writes what is queued meanwhile, in order, so that no step waits for it.
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "events")
-        self._writer: concurrent.futures.Future | None = None
+        self._writer, self._resumed = None, False  # the thread's
         self._events: list[concurrent.futures.Future] = []
+        self._failing: set[str] = set()  # what cannot be written at present, and was told
 
     def __enter__(self) -> "Reporter":
         return self
@@ -55,9 +60,24 @@ class Reporter:
         """Writes a message to the terminal and, with the time, to `log.txt`."""
         if not self._active:
             return
-        tqdm.tqdm.write(message, file=sys.stderr)
-        self._log_file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
-        self._log_file.flush()
+        _tell(message)
+        with self._surviving("log.txt"):
+            self._log_file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
+            self._log_file.flush()
+
+    @contextlib.contextmanager
+    def _surviving(self, what: str) -> Iterator[None]:
+        """Tells, once, that the storage takes no more of something."""
+        try:
+            yield
+            self._failing.discard(what)
+        except Exception as error:
+            # TensorFlow, which writes events, has its own types for what goes wrong in the storage.
+            if not isinstance(error, OSError) and not type(error).__module__.startswith("tensorflow."):
+                raise
+            if what not in self._failing:
+                self._failing.add(what)
+                _tell(f"warning: {what} in {self._workdir} cannot be written: {' '.join(str(error).split())}")
 
     def progress(self, step: int, loss: float | None = None) -> None:
         """Shows how far the run is after `step` steps: a bar or, where there is no terminal, a line now and then."""
@@ -79,7 +99,7 @@ class Reporter:
             rate = max(step - line_step, 1) / max(now - line_time, 1e-9)
             left = tqdm.tqdm.format_interval((self._num_train_steps - step) / rate)
             parts += [f"{rate:.3g} steps/s", f"{left} left"]
-        print(", ".join(parts), file=sys.stderr, flush=True)
+        _tell(", ".join(parts))
         self._line = now, step
 
     def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
@@ -87,11 +107,10 @@ class Reporter:
         if not self._active:
             return
         seconds = self._seconds_before + time.monotonic() - self._start_time
-        history.append_metrics(self._workdir, step, split, seconds, values)
-        if self._writer is None:
-            self._writer = self._thread.submit(_resume_events, self._workdir, self._start_step)
+        with self._surviving("metrics/metrics.jsonl"):
+            history.append_metrics(self._workdir, step, split, seconds, values)
         tagged = {f"{split}/{name}": float(value) for name, value in values.items()}
-        self._events.append(self._thread.submit(_write_events, self._writer, step, tagged))
+        self._events.append(self._thread.submit(self._write_events, step, tagged))
         while self._events and self._events[0].done():
             self._events.pop(0).result()  # raises what went wrong in the thread
 
@@ -100,10 +119,14 @@ class Reporter:
         if not self._active:
             return
         path = self._workdir / "samples" / f"{name}_{step:07d}.png"
-        path.parent.mkdir(exist_ok=True)
         unfinished = path.with_suffix(".tmp")
-        PIL.Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid).save(unfinished, format="png")
-        unfinished.replace(path)
+        with self._surviving("a picture in samples/"):
+            try:
+                path.parent.mkdir(exist_ok=True)
+                PIL.Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid).save(unfinished, format="png")
+                unfinished.replace(path)
+            finally:
+                unfinished.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Finishes all files."""
@@ -111,12 +134,38 @@ class Reporter:
             return
         self._active = False
         self._bar.close()
-        self._log_file.close()
-        if self._writer is not None:
-            self._events.append(self._thread.submit(_close_events, self._writer))
+        with self._surviving("log.txt"):
+            self._log_file.close()
+        self._events.append(self._thread.submit(self._close_events))
         self._thread.shutdown(wait=True)
         for event in self._events:
             event.result()
+
+    # These run in the thread.
+
+    def _write_events(self, step: int, scalars: dict[str, float]) -> None:
+        with self._surviving("an event file in metrics/"):
+            try:
+                if self._writer is None and self._resumed:
+                    self._writer = _make_summary_writer(self._workdir / "metrics")
+                elif self._writer is None:
+                    self._writer, self._resumed = _resume_events(self._workdir, self._start_step), True
+                self._writer.write_scalars(step, scalars)
+                self._writer.flush()
+            except Exception:
+                self._writer = None  # the next has a file of its own: behind a broken record nothing can be read
+                raise
+
+    def _close_events(self) -> None:
+        with self._surviving("an event file in metrics/"):
+            if self._writer is not None:
+                self._writer.close()
+
+
+def _tell(message: str) -> None:
+    with contextlib.suppress(OSError):  # it may be a file on the same disk
+        tqdm.tqdm.write(message, file=sys.stderr)
+        sys.stderr.flush()
 
 
 def _resume_events(workdir: pathlib.Path, start_step: int):
@@ -159,12 +208,3 @@ def _make_summary_writer(directory: pathlib.Path):
     from clu import metric_writers
 
     return metric_writers.SummaryWriter(str(directory))
-
-
-def _write_events(writer: concurrent.futures.Future, step: int, scalars: dict[str, float]) -> None:
-    writer.result().write_scalars(step, scalars)
-    writer.result().flush()
-
-
-def _close_events(writer: concurrent.futures.Future) -> None:
-    writer.result().close()

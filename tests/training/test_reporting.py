@@ -1,8 +1,12 @@
+import os
+import resource
+
 import numpy as np
 import PIL.Image
 import pytest
 
-from dit_jax.metrics.history import append_metrics, read_metrics
+from dit_jax.metrics import history
+from dit_jax.metrics.history import append_metrics, metrics_path, read_metrics
 from dit_jax.training import reporting
 from dit_jax.training.reporting import Reporter
 
@@ -54,13 +58,83 @@ def test_a_resumed_run_has_no_line_twice_and_its_seconds_go_on(tmp_path, writer)
     assert all(row["seconds"] >= 100 for row in rows)
 
 
-def test_an_error_of_the_event_files_is_raised(tmp_path, monkeypatch):
+def test_a_mistake_in_the_thread_that_writes_events_is_raised(tmp_path, monkeypatch):
     def fail(directory):
-        raise OSError("disk full")
+        raise TypeError("not a folder")
 
     monkeypatch.setattr(reporting, "_make_summary_writer", fail)
-    with pytest.raises(OSError, match="disk full"), Reporter(tmp_path, num_train_steps=1, start_step=0) as reporter:
+    with (
+        pytest.raises(TypeError, match="not a folder"),
+        Reporter(tmp_path, num_train_steps=1, start_step=0) as reporter,
+    ):
         reporter.scalars(1, "train", {"loss": 0.5})
+
+
+def test_what_the_storage_does_not_take_is_told_once_and_written_again_when_it_does(tmp_path, monkeypatch, capsys):
+    """/dev/full takes no byte, as a full disk; each report goes on by itself."""
+    made: list[FakeWriter] = []
+
+    class Writer(FakeWriter):
+        def write_scalars(self, step, scalars):
+            if step == 2:
+                raise OSError(28, "No space left on device")
+            super().write_scalars(step, scalars)
+
+    def make_writer(directory):
+        made.append(Writer())
+        return made[-1]
+
+    monkeypatch.setattr(reporting, "_make_summary_writer", make_writer)
+    picture = np.zeros((2, 2, 3), np.uint8)
+    with Reporter(tmp_path, num_train_steps=9, start_step=0) as reporter:
+        reporter.scalars(1, "train", {"loss": 1.0})
+        reporter._thread.submit(lambda: None).result()  # the thread is done with it
+        files = {path: path.read_bytes() for path in (tmp_path / "metrics").glob("*.jsonl")}
+        log, full = reporter._log_file, os.fdopen(os.open("/dev/full", os.O_WRONLY), "w")
+        (tmp_path / "samples").write_text("a file where the folder should be")
+        for path in files:
+            path.unlink()
+            path.symlink_to("/dev/full")
+        reporter._log_file = full
+        for step in (2, 3):
+            reporter.log(f"message {step}")
+            reporter.scalars(step, "train", {"loss": 1.0})
+            reporter.image(step, "grid", picture)
+        reporter._log_file = log
+        (tmp_path / "samples").unlink()
+        for path, content in files.items():
+            path.unlink()
+            path.write_bytes(content)
+        reporter.log("message 4")
+        reporter.scalars(4, "train", {"loss": 1.0})
+        reporter.image(4, "grid", picture)
+    told = [line for line in capsys.readouterr().err.splitlines() if "cannot be written" in line]
+    assert [line.split(" in ")[0] for line in sorted(told)] == [
+        "warning: a picture",
+        "warning: an event file",
+        "warning: log.txt",
+        "warning: metrics/metrics.jsonl",
+    ]
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 4]
+    assert [call[0] for call in made[1].calls if isinstance(call, tuple)] == [3, 4]
+    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["grid_0000004.png"]
+    assert "message 4" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_line_of_which_a_part_was_written_leaves_nothing(tmp_path, monkeypatch):
+    history.resume_metrics(tmp_path, 0)
+    history.append_metrics(tmp_path, 1, "train", 0.0, {"loss": 1.0})
+    before = metrics_path(tmp_path).read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            history.append_metrics(tmp_path, 2, "train", 0.0, {"loss": 1.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert metrics_path(tmp_path).read_bytes() == before
+    history.append_metrics(tmp_path, 3, "train", 0.0, {"loss": 1.0})
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 3]
 
 
 def test_tensorboard_shows_every_step_once_after_a_kill(tmp_path):
