@@ -167,7 +167,10 @@ class TrainingConfig:
     log_every_steps: int = field(100, fixed=False)
     eval_every_steps: int = field(5000, fixed=False)  # held-out metrics and a picture
     checkpoint_every_steps: int = field(5000, fixed=False)
-    max_checkpoints: int = field(3, fixed=False)  # older ones are deleted
+    max_checkpoints: int = field(3, fixed=False)  # older ones are deleted, once the newest is verified, but for
+    keep_every_steps: int | None = field(None, fixed=False)  # those of steps that this divides,
+    keep_best_metric: str | None = field(None, fixed=False)  # and the best by a held-out figure, such as "loss"
+    keep_best_mode: Literal["min", "max"] = field("min", fixed=False)  # max: more is better, as of PSNR
     num_eval_examples: int = field(1024, fixed=False)
     # A step whose loss or gradient norm is not finite is skipped. After so many in a row the run goes back to the
     # checkpoint before them and on behind them; after so many such returns it stops.
@@ -382,6 +385,12 @@ def check_config(config: Config) -> None:
         training.global_batch_size % training.accumulation_steps == 0,
         f"config.training.accumulation_steps={training.accumulation_steps} must divide "
         f"global_batch_size={training.global_batch_size}",
+    )
+    _require(
+        training.keep_best_metric is None or training.checkpoint_every_steps % training.eval_every_steps == 0,
+        f"config.training.keep_best_metric={training.keep_best_metric!r} needs held-out figures of every checkpoint: "
+        f"checkpoint_every_steps={training.checkpoint_every_steps} must be a multiple of "
+        f"eval_every_steps={training.eval_every_steps}",
     )
     for name in ("b1", "b2"):
         value = getattr(config.optimizer, name)

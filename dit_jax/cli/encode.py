@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name}={getattr(args, name)} must be positive")
     import jax
 
-    from dit_jax.checkpoint import find_checkpoint
+    from dit_jax.checkpoint import find_checkpoint, read_newest_good
     from dit_jax.config import MeshConfig
     from dit_jax.data.latent_cache import LatentCacheWriter
     from dit_jax.data.sources import prepare
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     from dit_jax.parallel.mesh import batch_shards, make_mesh
 
     use_compilation_cache(config.compute.compilation_cache)
-    step, autoencoder_config = find_checkpoint(args.autoencoder)
+    _, autoencoder_config = find_checkpoint(args.autoencoder)
     check_autoencoder(config, autoencoder_config, args.autoencoder)
     print(prepare(config.data), file=sys.stderr if args.json else sys.stdout, flush=True)
     if jax.process_count() > 1:  # JAX on a TPU slice; checkpoints would wait for the others
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
             "four chips set TPU_PROCESS_BOUNDS=1,1,1 TPU_CHIPS_PER_PROCESS_BOUNDS=2,2,1"
         )
     mesh = make_mesh(MeshConfig(), jax.local_devices())  # the other processes' devices are theirs to use
-    codec = load_codec(args.autoencoder, 1.0, mesh, step)
+    step, codec = read_newest_good(args.autoencoder, lambda step: load_codec(args.autoencoder, 1.0, mesh, step))
     batch_size = -(-args.batch_size // batch_shards(mesh)) * batch_shards(mesh)
     encoder = ShardEncoder(config.data, codec, mesh, batch_size)
     # A codebook's latents are what they are; other autoencoders give a distribution of them.

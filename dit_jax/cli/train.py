@@ -164,14 +164,12 @@ def check_starting_weights(config: Config, workdir: pathlib.Path) -> None:
     """
     if config.training.init_from is None:
         return
-    from dit_jax.checkpoint import CHECKPOINTS, Checkpoints, find_checkpoint
+    from dit_jax.checkpoint import Checkpoints, find_checkpoint
     from dit_jax.models.build import abstract_params
     from dit_jax.pretrained.name_map import flatten
 
-    if (workdir / CHECKPOINTS).is_dir():
-        with Checkpoints(workdir) as checkpoints:
-            if checkpoints.all_steps():
-                return
+    if Checkpoints(workdir).all_steps():
+        return
     name = f"config.training.init_from={config.training.init_from!r}"
     _, other = find_checkpoint(config.training.init_from)
     if config.stage != other.stage:
@@ -460,9 +458,9 @@ def make_task(config, mesh, sources, train_transform, eval_transform, losses, dr
 
 def initial_params(config: Config):
     """Returns what gives a new run its weights, those of `config.training.init_from`; None for random ones."""
-    from dit_jax.checkpoint import find_checkpoint, restore_eval_params
+    from dit_jax.checkpoint import read_newest_good, restore_eval_params
 
     source = config.training.init_from
     if source is None:
         return None
-    return lambda abstract: restore_eval_params(source, find_checkpoint(source)[0], abstract)
+    return lambda abstract: read_newest_good(source, lambda step: restore_eval_params(source, step, abstract))[1]

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from dit_jax.checkpoint import Checkpoints, find_checkpoint, restore_eval_params, write_config
+from dit_jax.checkpoint import Checkpoints, find_checkpoint, read_newest_good, restore_eval_params, write_config
 from dit_jax.config import (
     MAX_COUNT,
     AutoencoderConfig,
@@ -85,11 +85,11 @@ def import_weights(
 
 def export_weights(kind: str, workdir: pathlib.Path, output: pathlib.Path) -> None:
     """Writes a workdir's weights for evaluation: a file in the released form, or (no suffix) a diffusers folder."""
-    step, config = find_checkpoint(workdir)
+    _, config = find_checkpoint(workdir)
     if config.stage != STAGES[kind]:
         raise ValueError(f"--input={workdir} is a run of stage {config.stage!r}, not of --kind={kind}")
     check_known_form(kind, config)
-    params = restore_eval_params(workdir, step, abstract_params(config))
+    _, params = read_newest_good(workdir, lambda step: restore_eval_params(workdir, step, abstract_params(config)))
     if output.suffix:
         tensors = to_tensors(entries_of(kind, config, diffusers=False), params)
         if kind == "dit":

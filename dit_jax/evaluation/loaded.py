@@ -12,7 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from dit_jax.checkpoint import CHECKPOINTS, CONFIG_FILE, SNAPSHOTS, Checkpoints, find_checkpoint, restore_eval_params
+from dit_jax.checkpoint import (
+    CHECKPOINTS,
+    CONFIG_FILE,
+    SNAPSHOTS,
+    Checkpoints,
+    DamagedCheckpoint,
+    find_checkpoint,
+    read_newest_good,
+    restore_eval_params,
+)
 from dit_jax.config import Config, MeshConfig, SamplingConfig, for_platform
 from dit_jax.evaluation.generate import make_generator, override_sampling
 from dit_jax.models.autoencoder import Codec
@@ -118,7 +127,7 @@ def load(
     average: str | None = None,
     ema_length: float | None = None,
 ) -> LoadedModel:
-    """Returns the model of a workdir's newest checkpoint (or of `step`); no config or flag is needed.
+    """Returns the model of a workdir's newest good checkpoint (or of `step`); no config or flag is needed.
 
     Args:
       workdir: of a run, or converted; step: of a checkpoint, None for the newest.
@@ -126,7 +135,7 @@ def load(
       ema_length: of an average to reconstruct from the run's snapshots up to that step (`models.averages`).
 
     Raises:
-      ValueError: where there is no complete checkpoint, no such average or no snapshot.
+      ValueError: where there is no intact checkpoint, no such average or no snapshot.
     """
     workdir = pathlib.Path(workdir)
     mesh = make_mesh(MeshConfig())
@@ -141,7 +150,7 @@ def load(
 
 
 def load_codec(workdir: str | os.PathLike, scale: float, mesh: Mesh, step: int | None = None) -> Codec:
-    """Returns the autoencoder of a workdir's newest checkpoint (or of `step`), for latents multiplied by `scale`."""
+    """Returns the autoencoder of a workdir's newest good checkpoint (or of `step`), for latents times `scale`."""
     config, params, _ = _load_params(workdir, step, mesh)
     if config.stage != "autoencoder":
         raise ValueError(f"{workdir} is of stage {config.stage!r}; an autoencoder's workdir is needed here")
@@ -168,21 +177,26 @@ def copy_weights(workdir: str | os.PathLike, target: pathlib.Path) -> None:
 def _load_params(
     workdir, step: int | None, mesh: Mesh, average: str | None = None, ema_length: float | None = None
 ) -> tuple[Config, Params, int]:
-    step, config = find_checkpoint(workdir, step)
-    config = for_platform(config, mesh.devices.flat[0].platform)
+    def read(step: int) -> tuple[Config, Params]:
+        config = for_platform(find_checkpoint(workdir, step)[1], mesh.devices.flat[0].platform)
+        return config, _read_params(workdir, config, step, mesh, average, ema_length)
+
+    step, (config, params) = read_newest_good(workdir, read, step)
+    return config, params, step
+
+
+def _read_params(workdir, config: Config, step: int, mesh: Mesh, average: str | None, ema_length: float | None):
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)), abstract_params(config)
     )
     if ema_length is not None:
-        return config, _reconstruct(workdir, config, step, abstract, ema_length), step
+        return _reconstruct(workdir, config, step, abstract, ema_length)
     if average is None:
-        return config, restore_eval_params(workdir, step, abstract), step
+        return restore_eval_params(workdir, step, abstract)
     names = average_decays(config.training)
     if average not in names:
         raise ValueError(f"{workdir} has no average {average!r}, only {', '.join(names) or 'the main one'}")
-    with Checkpoints(workdir) as checkpoints:
-        averages = checkpoints.restore(step, {"averages": dict.fromkeys(names, abstract)})["averages"]
-    return config, averages[average], step
+    return Checkpoints(workdir).restore(step, {"averages": dict.fromkeys(names, abstract)})["averages"][average]
 
 
 def _reconstruct(workdir, config: Config, step: int, abstract: Params, length: float) -> Params:
@@ -194,13 +208,16 @@ def _reconstruct(workdir, config: Config, step: int, abstract: Params, length: f
         )
     if not 0 < length < 0.288:
         raise ValueError(f"ema_length={length} must be between 0 and 0.288 (the plain mean)")
-    with Checkpoints(workdir, folder=SNAPSHOTS) as snapshots:
-        kept = [(at, each) for at in snapshots.all_steps() if at <= step for each in lengths]
-        if not kept:
-            raise ValueError(f"{workdir} has no snapshot up to step {step} yet; train on, or choose a later step")
-        total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract)
-        for (at, each), weight in zip(kept, reconstruction_weights(kept, step, length), strict=True):
-            name = length_name(each)
+    snapshots = Checkpoints(workdir, folder=SNAPSHOTS)
+    kept = [(at, each) for at in snapshots.all_steps() if at <= step for each in lengths]
+    if not kept:
+        raise ValueError(f"{workdir} has no snapshot up to step {step} yet; train on, or choose a later step")
+    total = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract)
+    for (at, each), weight in zip(kept, reconstruction_weights(kept, step, length), strict=True):
+        name = length_name(each)
+        try:
             snapshot = snapshots.restore(at, {name: abstract})[name]
-            total = jax.tree.map(lambda a, b, weight=weight: a + np.float32(weight) * b, total, snapshot)
+        except DamagedCheckpoint as error:
+            raise ValueError(f"{error}; delete its folder to make the average of the other snapshots") from error
+        total = jax.tree.map(lambda a, b, weight=weight: a + np.float32(weight) * b, total, snapshot)
     return total

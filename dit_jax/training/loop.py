@@ -77,48 +77,53 @@ def train(
     abstract = abstract_state(config, optimizer, mesh)
     step_fn, first = compiled(jit_train_step(train_step, abstract), abstract, task.constants), FirstStep(started)
     active = jax.process_index() == 0
+    if active:
+        write_config(workdir, config)
     while True:  # again after a return to a checkpoint, as if the program had been started again
+        lines = undivided_activations(config, mesh.shape)
+        checkpoints = open_checkpoints(workdir, config, lines.append)
+        found = checkpoints.restore_newest_good(state_items(abstract))
+        start_step, items = found or (0, {})
+        if found:
+            state = restored_state(start_step, items, abstract, config, optimizer, mesh)
+            lines.append(f"resuming from the checkpoint of step {start_step} of {training.num_train_steps}")
+        else:
+            params = task.initial_params(abstract.params) if task.initial_params else None
+            state = create_state(config, optimizer, mesh, params)
+        bad_steps = BadSteps(workdir, start_step, config.seed, task.examples_of, writes=active)
         with (
-            Checkpoints(workdir, training.max_checkpoints) as checkpoints,
-            open_snapshots(workdir, config) as snapshots,
+            Reporter(workdir, training.num_train_steps, start_step, active=active) as reporter,
+            checkpoints,
+            open_snapshots(workdir, config, reporter.log) as snapshots,
         ):
-            steps = checkpoints.all_steps()
-            start_step = max(steps, default=0)
-            if active:
-                write_config(workdir, config)
-            bad_steps = BadSteps(workdir, start_step, config.seed, task.examples_of, writes=active)
-            with Reporter(workdir, training.num_train_steps, start_step, active=active) as reporter:
-                for line in undivided_activations(config, mesh.shape):
-                    reporter.log(line)
-                if steps:
-                    state = restore_state(checkpoints, start_step, abstract, config, optimizer, mesh)
-                    reporter.log(f"resuming from the checkpoint of step {start_step} of {training.num_train_steps}")
-                else:
-                    params = task.initial_params(abstract.params) if task.initial_params else None
-                    state = create_state(config, optimizer, mesh, params)
-                if snapshots:
-                    _resume_snapshots(snapshots, state, start_step, config)
-                state = _run(
-                    config,
-                    task,
-                    mesh,
-                    step_fn,
-                    state,
-                    start_step,
-                    checkpoints,
-                    snapshots,
-                    bad_steps,
-                    reporter,
-                    first,
-                    preemption or Preemption(),
-                )
-                if state is not None:
-                    return state
-                checkpoints.wait()
-                target = bad_steps.rollback_target(checkpoints.all_steps(), training.max_rollbacks)
-                bad_steps.add_rollback(target)
-                _copy_checkpoint(checkpoints, target, bad_steps.row[-1], abstract, config, optimizer, mesh)
-                reporter.log(f"going on behind step {bad_steps.row[-1]} with the state of step {target}")
+            checkpoints.log = reporter.log
+            for line in lines:
+                reporter.log(line)
+            if snapshots:
+                _resume_snapshots(snapshots, state, start_step, config)
+            state = _run(
+                config,
+                task,
+                mesh,
+                step_fn,
+                state,
+                start_step,
+                checkpoints,
+                snapshots,
+                bad_steps,
+                reporter,
+                first,
+                preemption or Preemption(),
+            )
+            if state is not None:
+                return state
+            checkpoints.settle()
+            target = bad_steps.rollback_target(checkpoints.all_steps(), training.max_rollbacks)
+            target, items = checkpoints.restore_newest_good(state_items(abstract), before=target + 1)
+            bad_steps.add_rollback(target)
+            state = restored_state(target, items, abstract, config, optimizer, mesh)
+            checkpoints.save(bad_steps.row[-1], state_items(state), config)
+            reporter.log(f"going on behind step {bad_steps.row[-1]} with the state of step {target}")
 
 
 def build_update(
@@ -174,6 +179,7 @@ def _run(
                 line = list(group)
                 reporter.scalars(line[-1][0], "train", summary(line) | rates | bad)
         reporter.progress(window.finished_step(), window.last_loss)
+        values = None
         if evaluates:
             eval_batches = prefetch(task.eval_batches(), mesh, batch_size)
             values = evaluate(eval_step, state.eval_params, eval_batches, task.constants)
@@ -187,7 +193,7 @@ def _run(
         # In a row of bad steps never so many that the checkpoint before it goes: its end may be to return there.
         in_row = [bad for bad in bad_steps.row if bad % training.checkpoint_every_steps == 0]
         if stops or is_last or (saves and len(in_row) < training.max_checkpoints):
-            checkpoints.save(step, state_items(state), config)
+            checkpoints.save(step, state_items(state), config, values)
         if snaps:
             snapshots.save(step, _snapshot(state, config), config)
         if stops and not is_last:
@@ -200,14 +206,20 @@ def _run(
     return state
 
 
-def _copy_checkpoint(checkpoints, target, step, abstract, config, optimizer, mesh) -> None:
-    """Saves the state of step `target` as that of a later step."""
-    checkpoints.save(step, state_items(restore_state(checkpoints, target, abstract, config, optimizer, mesh)), config)
+def open_checkpoints(workdir: str, config: Config, log: Callable[[str], None]) -> Checkpoints:
+    """Returns the store of a run's checkpoints."""
+    training = config.training
+    best = training.keep_best_metric and (training.keep_best_metric, training.keep_best_mode)
+    return Checkpoints(
+        workdir, training.max_checkpoints, keep_every=training.keep_every_steps, keep_best=best or None, log=log
+    )
 
 
-def open_snapshots(workdir: str, config: Config) -> AbstractContextManager[Checkpoints | None]:
+def open_snapshots(
+    workdir: str, config: Config, log: Callable[[str], None]
+) -> AbstractContextManager[Checkpoints | None]:
     """Returns the store of the power-function averages' snapshots, all of them kept; of None where there are none."""
-    return Checkpoints(workdir, folder=SNAPSHOTS) if config.training.ema_lengths else nullcontext()
+    return Checkpoints(workdir, folder=SNAPSHOTS, log=log) if config.training.ema_lengths else nullcontext()
 
 
 def _snapshot(state: TrainState, config: Config) -> dict:
@@ -229,20 +241,18 @@ def state_items(state: TrainState) -> dict:
     return {name: tree for name, tree in items.items() if tree is not None}
 
 
-def restore_state(
-    checkpoints: Checkpoints,
+def restored_state(
     step: int,
+    items: dict,
     abstract: TrainState,
     config: Config,
     optimizer: optax.GradientTransformation,
     mesh: jax.sharding.Mesh,
 ) -> TrainState:
-    """Returns the state of a checkpoint, each shard where `abstract` has it.
+    """Returns the state of a checkpoint's items (`state_items`), each shard where `abstract` has it.
 
     Converted weights come without the optimizer's, the averages' and the loss' state: those start anew.
     """
-    wanted = {name: tree for name, tree in state_items(abstract).items() if checkpoints.has_item(step, name)}
-    items = checkpoints.restore(step, wanted)
     counter = jax.device_put(np.int32(step), abstract.step.sharding)
     if set(items) == set(state_items(abstract)):
         return abstract.replace(step=counter, **items)

@@ -12,7 +12,7 @@ from dit_jax.checkpoint import Checkpoints
 from dit_jax.config import Config
 from dit_jax.parallel.mesh import prefetch, to_host, traced_on
 from dit_jax.training.bad_steps import abandoned_steps, read_bad_steps
-from dit_jax.training.loop import Task, build_update, restore_state
+from dit_jax.training.loop import Task, build_update, restored_state, state_items
 from dit_jax.training.state import TrainState, abstract_state, create_state
 from dit_jax.training.step import NORMS_AND_LOSS, GradientFn, jit_train_step
 from dit_jax.types import Array, Batch
@@ -33,13 +33,12 @@ def replay(
     """
     optimizer, train_step = build_update(config, task.gradient_fn, task.observe)
     abstract = abstract_state(config, optimizer, mesh)
-    with Checkpoints(workdir) as checkpoints:
-        start = max((s for s in checkpoints.all_steps() if s < step), default=0)
-        if start:
-            state = restore_state(checkpoints, start, abstract, config, optimizer, mesh)
-        else:
-            params = task.initial_params(abstract.params) if task.initial_params else None
-            state = create_state(config, optimizer, mesh, params)
+    start, items = Checkpoints(workdir).restore_newest_good(state_items(abstract), before=step) or (0, {})
+    if start:
+        state = restored_state(start, items, abstract, config, optimizer, mesh)
+    else:
+        params = task.initial_params(abstract.params) if task.initial_params else None
+        state = create_state(config, optimizer, mesh, params)
     origin = f"from the checkpoint of step {start}" if start else "from the start"
     yield f"making steps {start + 1} to {step} again, {origin}"
     step_fn = compiled(jit_train_step(train_step, abstract), abstract, task.constants)

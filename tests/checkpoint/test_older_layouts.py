@@ -1,4 +1,7 @@
-"""Checkpoints of older layouts."""
+"""Checkpoints of older versions."""
+
+import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +13,14 @@ from dit_jax.checkpoint import Checkpoints
 from dit_jax.config import MeshConfig
 from dit_jax.parallel.mesh import make_mesh
 from tests.tiny import dit_config
+
+
+def remove_manifest(folder):
+    """Makes of a checkpoint one that was saved before there were manifests."""
+    shutil.rmtree(folder / "manifest")
+    metadata = json.loads((folder / "_CHECKPOINT_METADATA").read_text())
+    del metadata["item_handlers"]["manifest"]
+    (folder / "_CHECKPOINT_METADATA").write_text(json.dumps(metadata))
 
 
 def test_fused_projections_that_were_saved_as_one_matrix_are_restored_bit_for_bit(tmp_path):
@@ -34,6 +45,9 @@ def test_fused_projections_that_were_saved_as_one_matrix_are_restored_bit_for_bi
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split if x.ndim == 3 else whole),
             {"params": new, "opt_state": moments(new)},
         )
+        remove_manifest(tmp_path / "checkpoints" / "3")
+        checkpoints.log = (lines := []).append
         restored = checkpoints.restore(3, abstract)
+    assert len(lines) == 1 and "has no manifest" in lines[0] and "cannot be verified" in lines[0]
     jax.tree.map(np.testing.assert_array_equal, restored, {"params": new, "opt_state": moments(new)})
     assert jax.tree.map(lambda x: x.sharding, restored) == jax.tree.map(lambda x: x.sharding, abstract)
