@@ -13,6 +13,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's flags."""
     add_config_argument(parser, required=False)
     parser.add_argument("--workdir", metavar="DIR", help="of a run, instead of --config")
+    parser.add_argument(
+        "--verify", action="store_true", help="read all of --workdir's checkpoints, and say which are what was saved"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -20,6 +23,11 @@ def run(args: argparse.Namespace) -> None:
     """Counts from shapes alone: no parameter is made."""
     if (args.config is None) == (args.workdir is None):
         raise ValueError("give one of --config=FILE and --workdir=DIR")
+    if args.verify:
+        if args.workdir is None:
+            raise ValueError("--verify needs --workdir=DIR")
+        verify(args.workdir, args.json)
+        return
     step = None
     if args.config:
         config = load_config(args.config, args.overrides)
@@ -69,3 +77,25 @@ def count_discriminator(config: Config) -> int:
     key = jax.eval_shape(lambda: jax.random.key(0))
     variables = jax.eval_shape(lambda key, images: discriminator.init(key, images, train=True), key, images)
     return count_params(variables["params"])
+
+
+def verify(workdir: str, as_json: bool) -> None:
+    """Prints the state of each checkpoint; raises ValueError where one is damaged, or there is none."""
+    from dit_jax.checkpoint import verify_workdir
+
+    reports = []
+    for report in verify_workdir(workdir):
+        reports.append(report)
+        if not as_json:
+            told = report.get("reason") or f"{report['arrays']:,} arrays, {report['bytes'] / 1e6:,.1f} MB"
+            print(f"{report['path']}: {report['state']}: {told}", flush=True)
+    if as_json:
+        print(json.dumps({"checkpoints": reports}))
+    if not reports:
+        raise ValueError(f"{workdir} has no checkpoints; give the --workdir of a `dit-jax train` run")
+    damaged = [report["path"] for report in reports if report["state"] == "damaged"]
+    if damaged:
+        raise ValueError(
+            f"{len(damaged)} of {len(reports)} checkpoints of {workdir} are damaged: {', '.join(damaged)}; the newest "
+            "good one is used in their place"
+        )
