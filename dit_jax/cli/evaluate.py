@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--metrics", metavar="M[,M...]", help="default: all that there can be")
     parser.add_argument("--num_samples", type=int, help=f"default: {NUM_SAMPLES:,} drawn, or all that there are")
-    parser.add_argument("--batch_size", type=int, help="images per device call; results do not depend on it")
+    parser.add_argument("--batch_size", type=int, help="images that a device takes at once (default: the run's)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     against = parser.add_argument_group("against what")
     against.add_argument(
@@ -143,11 +143,10 @@ def evaluate_diffusion(args: argparse.Namespace, step: int, config: Config) -> N
     from dit_jax.evaluation.sweep import AXES, grid, run_sweep
 
     points = grid({name: sweep_values(name, getattr(args, f"sweep_{name}")) for name in AXES})
-    drawings = [
-        make_drawing(args, config, point) for point in points
-    ]  # what is wrong with one is said before the first
+    # What is wrong with one of them is said before the first is measured.
+    settings = [sample_settings(args, config, point) for point in points]
     evaluator, asked = evaluator_of(args, config.data), asked_metrics(args)
-    metrics, _ = evaluator.choose(asked, drawings[0].num_samples, has_labels=True)
+    metrics, _ = evaluator.choose(asked, settings[0].num_samples, has_labels=True)
 
     @functools.lru_cache(maxsize=1)  # one in memory at a time
     def model(ema_length: float | None):
@@ -156,7 +155,7 @@ def evaluate_diffusion(args: argparse.Namespace, step: int, config: Config) -> N
     def described(point: dict) -> tuple:
         length, decay = point.get("ema_length", args.ema_length), config.training.ema_decay
         average = args.average or (None if decay is None else f"decay_{decay}")
-        return model(length), average if length is None else f"length_{length}", make_drawing(args, config, point)
+        return model(length), average if length is None else f"length_{length}", sample_settings(args, config, point)
 
     def expected(point: dict) -> tuple[dict, dict]:
         protocol = checkpoint_protocol(*described(point)) | evaluator.protocol(metrics)
@@ -173,10 +172,10 @@ def evaluate_diffusion(args: argparse.Namespace, step: int, config: Config) -> N
         finish_sweep(args, points, run_sweep(points, output / "sweep", expected, evaluate), output)
 
 
-def make_drawing(args: argparse.Namespace, config: Config, point: dict):
+def sample_settings(args: argparse.Namespace, config: Config, point: dict):
     """Returns how images are drawn at a point of the sweep: by the run's config, then the flags, then the point."""
     from dit_jax.cli.sample import parse_steps
-    from dit_jax.evaluation.evaluated import Drawing
+    from dit_jax.evaluation.evaluated import SampleSettings
     from dit_jax.evaluation.generate import LABEL_PROTOCOLS, override_sampling
 
     if args.labels not in LABEL_PROTOCOLS:
@@ -186,7 +185,7 @@ def make_drawing(args: argparse.Namespace, config: Config, point: dict):
     steps = str(point["steps"]) if "steps" in point else args.steps
     sampling = override_sampling(override_config(config, overrides).sampling, parse_steps(steps))
     check_config(dataclasses.replace(config, sampling=sampling))
-    return Drawing(sampling, args.num_samples or NUM_SAMPLES, args.labels, args.seed)
+    return SampleSettings(sampling, args.num_samples or NUM_SAMPLES, args.labels, args.seed)
 
 
 def sweep_values(name: str, text: str | None) -> list:

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 
 from dit_jax.checkpoint import params_digest
 from dit_jax.config import SamplingConfig
-from dit_jax.evaluation import drawing as drawn
+from dit_jax.evaluation.drawing import Drawing
 from dit_jax.evaluation.evaluator import Evaluator
 from dit_jax.evaluation.generate import evaluation_labels
 from dit_jax.evaluation.loaded import LoadedModel
@@ -25,7 +25,7 @@ READ_IMAGES = 1024  # of a file at once
 
 
 @dataclasses.dataclass(frozen=True)
-class Drawing:
+class SampleSettings:
     """How the images of a checkpoint are drawn."""
 
     sampling: SamplingConfig
@@ -36,8 +36,8 @@ class Drawing:
 
 def evaluate_checkpoint(
     model: LoadedModel,
-    average: str,
-    drawing: Drawing,
+    average: str | None,
+    settings: SampleSettings,
     evaluator: Evaluator,
     asked: Sequence[str] | None,
     folder: pathlib.Path,
@@ -46,34 +46,36 @@ def evaluate_checkpoint(
 
     Args:
       average: what the model's weights are, for the card; asked: metrics, None for all that can be measured.
-      folder: where a part of the images is, should this be killed; the same call goes on with it.
+      folder: for the images while they are drawn, so that an evaluation that is killed goes on.
     """
-    metrics, left_out = evaluator.choose(asked, drawing.num_samples, has_labels=True)
-    labels = evaluation_labels(drawing.labels, drawing.num_samples, model.config.data.num_classes, drawing.seed)
-    model = dataclasses.replace(model, config=dataclasses.replace(model.config, sampling=drawing.sampling))
-    with _images(model, labels, drawing, folder) as images:
+    if model.codec is None and model.config.latents is not None:
+        raise ValueError("the model has no autoencoder to decode its latents with; convert it with --autoencoder")
+    metrics, left_out = evaluator.choose(asked, settings.num_samples, has_labels=True)
+    labels = evaluation_labels(settings.labels, settings.num_samples, model.config.data.num_classes, settings.seed)
+    with drawn(model, labels, settings, folder) as images:
         found = evaluator.evaluate(images, labels, metrics)
     return make_card(
         found.values,
         found.notes,
         left_out,
         checkpoint_subject(model) | {"images": found.images},
-        checkpoint_protocol(model, average, drawing) | evaluator.protocol(metrics),
+        checkpoint_protocol(model, average, settings) | evaluator.protocol(metrics),
     )
 
 
 @contextlib.contextmanager
-def _images(
-    model: LoadedModel, labels: np.ndarray, drawing: Drawing, folder: pathlib.Path
-) -> Iterator[Iterable[np.ndarray]]:
-    """Gives the images of a checkpoint, some at a time; they are kept in `folder` until they have been used."""
-    if jax.process_count() > 1:  # each has a part of every image's batch
-        yield [model.sample(labels, seed=drawing.seed, progress=True)]
+def drawn(
+    model: LoadedModel, labels: np.ndarray, settings: SampleSettings, folder: pathlib.Path
+) -> Iterator[Iterator[np.ndarray]]:
+    """Gives the images of labels, some at a time; each of several processes gets all of them, at once."""
+    if jax.process_count() > 1:
+        model = dataclasses.replace(model, config=dataclasses.replace(model.config, sampling=settings.sampling))
+        yield iter([model.sample(labels, seed=settings.seed, progress=True)])
         return
-    images = drawn.Drawing(model, labels, drawing.sampling, drawing.seed)
+    drawing = Drawing(model, labels, settings.sampling, settings.seed)
     folder.mkdir(parents=True, exist_ok=True)
-    with Parts(folder, images.identity()) as parts:
-        yield images.draw(parts, progress=True)
+    with Parts(folder, drawing.identity()) as parts:
+        yield drawing.draw(parts, progress=True)
         parts.remove()
 
 
@@ -89,10 +91,11 @@ def checkpoint_subject(model: LoadedModel) -> dict[str, Any]:
     }
 
 
-def checkpoint_protocol(model: LoadedModel, average: str, drawing: Drawing) -> dict[str, Any]:
+def checkpoint_protocol(model: LoadedModel, average: str | None, settings: SampleSettings) -> dict[str, Any]:
     """Returns what a card says of how a checkpoint's images are drawn."""
-    sampling = {k: v for k, v in dataclasses.asdict(drawing.sampling).items() if k not in NOT_PROTOCOL}
-    samples = {"num_samples": drawing.num_samples, "labels": drawing.labels, "seed": drawing.seed, "average": average}
+    sampling = {k: v for k, v in dataclasses.asdict(settings.sampling).items() if k not in NOT_PROTOCOL}
+    samples = {"num_samples": settings.num_samples, "labels": settings.labels, "seed": settings.seed}
+    samples |= {"average": average}
     samples |= {"decoder": None if model.codec is None else params_digest(model.codec.params), "uint8": UINT8_RULE}
     return {"samples": samples | {"sampling": sampling}}
 

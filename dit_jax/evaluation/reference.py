@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh
 from tqdm import tqdm
 
@@ -27,6 +26,7 @@ from dit_jax.evaluation.networks import NamedNetwork
 from dit_jax.metrics.adm_files import COUNT, FEATURES, IMAGES, SamplesFile, has_statistics, read_statistics
 from dit_jax.metrics.frechet import Statistics, StatisticsAccumulator
 from dit_jax.parallel.distributed import is_first
+from dit_jax.parallel.mesh import on_all_processes
 
 ANY_LABEL = 2**31 - 1  # classes of a data set whose labels nothing here reads
 READ_IMAGES = 256  # at once
@@ -133,7 +133,7 @@ def _computed(images: ReferenceImages, network: NamedNetwork, mesh: Mesh, cache:
     key = {"reference": images.identity, "network": network.facts}
     key |= {"jax": jax.__version__, "platform": jax.default_backend(), "features": MAX_FEATURES}
     path = cache / f"reference-{_hash(key)[:16]}.npz"
-    if np.all(process_allgather(np.array(path.is_file()))):  # each process sees it, or all compute it
+    if on_all_processes(path.is_file()):
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
     else:

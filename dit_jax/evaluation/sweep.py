@@ -11,6 +11,8 @@ from typing import Any
 
 from dit_jax.evaluation.chart import line_chart, standalone
 from dit_jax.evaluation.protocol import figure_label, read_card, write_card
+from dit_jax.parallel.distributed import is_first
+from dit_jax.parallel.mesh import on_all_processes
 
 AXES = ("sampler", "ema_length", "steps", "cfg_scale")  # the first varies slowest
 CHARTED = {"cfg_scale": "guidance", "steps": "sampling steps"}
@@ -47,9 +49,10 @@ def run_sweep(
     for point in points:
         path = folder / f"{point_name(point)}.json"
         card = read_card(path) if path.is_file() else None
-        if card is None or not _matches(card, *expected(point)):
+        if not on_all_processes(card is not None and _matches(card, *expected(point))):
             card = evaluate(point)
-            write_card(path, card)
+            if is_first():
+                write_card(path, card)
         cards.append(card)
     return cards
 

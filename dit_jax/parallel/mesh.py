@@ -132,6 +132,11 @@ def to_host(array: jax.Array) -> np.ndarray:
     return multihost_utils.process_allgather(array, tiled=True)
 
 
+def on_all_processes(fact: bool) -> bool:
+    """Returns whether something holds on every process; every process must ask for it."""
+    return bool(np.all(multihost_utils.process_allgather(np.array(fact))))
+
+
 def prefetch(batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, batch_size: int, depth: int = 2) -> Iterator[Batch]:
     """Yields batches on the mesh, `depth` of them put ahead of use so that the copy overlaps with the step.
 

@@ -1,6 +1,11 @@
 """`evaluate` of a diffusion model and of samples: the figures, their card, the sweep, and what does not compare."""
 
 import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -135,6 +140,28 @@ def test_a_file_of_the_same_images_gives_the_same_figures(root, tmp_path, capsys
     assert "is trained on a data set" in error
     error = fail(capsys, "evaluate", f"--samples={tmp_path / 'samples.npz'}")
     assert "needs a --reference" in error
+
+
+def test_two_processes_with_a_device_each_give_the_result_of_eight_devices(root, tmp_path):
+    """To the byte: images and features do not depend on devices and processes, nor sums on the order of either."""
+    (kept,) = (root / "cache").glob("classifier-*.safetensors")
+    shutil.copy(kept, tmp_path)  # the reference's statistics are computed anew
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{probe.getsockname()[1]}"
+    command = [sys.executable, "-m", "dit_jax", "evaluate", f"--workdir={root / 'dit'}", *DRAW]
+    command += [f"--cache={tmp_path}", f"--output={tmp_path / 'two'}"]
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1", "DIT_JAX_COORDINATOR": coordinator}
+    environment |= {"DIT_JAX_NUM_PROCESSES": "2"}
+    processes = [
+        subprocess.Popen(command, env=environment | {"DIT_JAX_PROCESS_ID": str(i)}, stderr=subprocess.PIPE, text=True)
+        for i in range(2)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=900)
+        assert process.returncode == 0, errors
+    results = [(folder / "evaluation.json").read_bytes() for folder in (tmp_path / "two", root / "first")]
+    assert results[0] == results[1]
 
 
 def test_a_sweep_has_every_combination_and_goes_on_where_it_stopped(root, capsys):
