@@ -39,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     against.add_argument(
         "--features",
-        help="classifier, trained now on the data set, or a converted network's file (default: %(default)s)",
+        help="classifier (trained now on the data set), inception, resnet50, dinov2, or a converted network's file "
+        "(default: the second or third, where weights/ has it, else the first)",
     )
     against.add_argument(
         "--cache", default=EvaluationConfig.cache, metavar="DIR", help="of statistics (default: %(default)s)"
@@ -58,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name in ("sampler", "steps", "cfg_scale", "ema_length"):
         sweep.add_argument(f"--sweep.{name}", metavar="V,V...", dest=f"sweep_{name}")
     parser.add_argument("--varied", default="", metavar="KEY[,KEY...]", help="with --compare: keys that may differ")
-    parser.set_defaults(overridable=("data.", "sampling."), features=EvaluationConfig.features)
+    parser.set_defaults(overridable=("data.", "sampling."))
     parser.epilog = "Any other key of config.data and config.sampling is set with --config.KEY=VALUE."
 
 
@@ -74,9 +75,11 @@ def run(args: argparse.Namespace) -> None:
     if args.compare:
         compare(*args.compare, [key for key in args.varied.split(",") if key], args.json)
         return
+    from dit_jax.evaluation.networks import default_features
     from dit_jax.parallel.distributed import start_processes
 
     start_processes()
+    args.features = args.features or default_features()
     if args.samples:
         evaluate_samples(args)
         return

@@ -1,6 +1,7 @@
 """The networks whose features images are measured in, by the name that `--features` has for them."""
 
 import os
+import pathlib
 import re
 from typing import NamedTuple
 
@@ -15,8 +16,13 @@ from dit_jax.metrics.classifier import MAX_SIDE
 from dit_jax.metrics.feature_network import FeatureNetwork
 
 CLASSIFIER, INCEPTION = "classifier", "inception"
-# How each network's images become its input, by the name of its distance.
-RESIZES = {"FID": "TensorFlow 1's bilinear to 299 x 299, without antialiasing"}
+WEIGHTS = pathlib.Path("weights")  # NAME.safetensors in there is what `dit-jax convert --kind=NAME` is told to write
+# The published networks, and how images become their input.
+RESIZES = {
+    INCEPTION: "TensorFlow 1's bilinear to 299 x 299, without antialiasing",
+    "resnet50": "antialiased bilinear to 224 x 224",
+    "dinov2": "Pillow's bicubic to 224 x 224, in bytes",
+}
 
 
 class NamedNetwork(NamedTuple):
@@ -32,8 +38,8 @@ def named_network(features: str, data: DataConfig, cache: str | os.PathLike) -> 
     """Returns a network.
 
     Args:
-      features: "classifier", trained on `data`; or a file that `dit-jax convert` wrote, such as
-        weights/inception.safetensors.
+      features: "classifier", trained on `data`; "inception", "resnet50" or "dinov2", in `WEIGHTS`; or a file of one of
+        these, as `dit-jax convert` writes it.
       cache: folder where a trained classifier is kept.
 
     Raises:
@@ -41,18 +47,33 @@ def named_network(features: str, data: DataConfig, cache: str | os.PathLike) -> 
     """
     if features == CLASSIFIER:
         return _classifier(data, cache)
-    if not features.endswith(".safetensors"):
+    path = WEIGHTS / f"{features}.safetensors" if features in RESIZES else pathlib.Path(features)
+    if path.suffix != ".safetensors":
         raise ValueError(
-            f"--features={features} must be {CLASSIFIER}, or a .safetensors file of `dit-jax convert --kind=inception`"
+            f"--features={features} must be one of {', '.join([CLASSIFIER, *RESIZES])}, or a .safetensors file of "
+            "`dit-jax convert`"
         )
-    network = load_network(features)
-    key = INCEPTION if network.distance == "FID" else re.sub(r"\W+", "_", network.name.lower())
+    if not path.is_file():
+        fetch = "./launch/resnet_weights.sh fetches it" if features == "resnet50" else "`dit-jax convert` writes it"
+        raise ValueError(f"--features={features} needs {path}; {fetch}")
+    network = load_network(path)
+    kind = network.distance.removeprefix("FD-").lower()
+    key = INCEPTION if network.distance == "FID" else re.sub(r"\W+", "_", kind)
     image = jax.ShapeDtypeStruct((1, data.image_size, data.image_size, 3), jnp.uint8)
     outputs = tuple(jax.eval_shape(network.apply, network.params, image))
-    resize = RESIZES[network.distance]
-    return NamedNetwork(
-        key, network, outputs, {"name": network.name, "sha256": params_digest(network.params), "resize": resize}
-    )
+    resize = RESIZES[key.partition("_")[0]]
+    return NamedNetwork(key, network, outputs, _facts(network, resize))
+
+
+def default_features() -> str:
+    """Returns the network of the published figures, or the nearest to it that is at hand."""
+    there = [name for name in (INCEPTION, "resnet50") if (WEIGHTS / f"{name}.safetensors").is_file()]
+    return there[0] if there else CLASSIFIER
+
+
+def _facts(network: FeatureNetwork, resize: str) -> dict[str, str | float]:
+    digest = params_digest(network.params)
+    return {"name": network.name, "distance": network.distance, "sha256": digest, "resize": resize}
 
 
 def _classifier(data: DataConfig, cache: str | os.PathLike) -> NamedNetwork:
@@ -62,5 +83,5 @@ def _classifier(data: DataConfig, cache: str | os.PathLike) -> NamedNetwork:
         name, f"FD-{name}", trained.params, lambda params, images: trained.module.apply({"params": params}, images)
     )
     resize = f"antialiased bilinear to {MAX_SIDE} x {MAX_SIDE}" if data.image_size > MAX_SIDE else "none"
-    facts = {"name": name, "sha256": params_digest(trained.params), "resize": resize, "accuracy": trained.accuracy}
+    facts = _facts(network, resize) | {"accuracy": trained.accuracy}
     return NamedNetwork(CLASSIFIER, network, ("pool", "logits"), facts)

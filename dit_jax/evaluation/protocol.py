@@ -22,9 +22,10 @@ from dit_jax.json_file import read_json
 
 PACKAGES = ("dit_jax", "jax", "jaxlib", "flax", "numpy", "scipy", "pillow")  # that a figure passes through
 UINT8_RULE = "127.5 x + 128, clipped to [0, 255], truncated"  # of `metrics.picture.to_uint8`
-DISTANCES = {"fid": "FID", "sfid": "sFID"}
 LABELS = {
     "fd": "Frechet distance",
+    "fid": "FID",
+    "sfid": "sFID",
     "kid": "KID",
     "kid_std": "KID, deviation over subsets",
     "is": "inception score",
@@ -96,19 +97,14 @@ def table(card: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def figure_label(name: str, card: dict[str, Any]) -> str:
     """Returns what people call a figure, such as "FD-fashion_mnist-classifier, 5,000 images"."""
-    network = card["protocol"]["features"]["name"]
+    network, distance = (card["protocol"]["features"][key] for key in ("name", "distance"))
     count = card["protocol"]["samples"]["num_samples"]
     metric = next((metric for metric in sorted(LABELS, key=len, reverse=True) if name.startswith(metric)), None)
-    if any(name.startswith(distance) for distance in DISTANCES):
-        label = next(DISTANCES[distance] for distance in DISTANCES if name.startswith(distance))
-    elif metric is None:
+    if metric is None:
         return name
-    elif metric == "recognised":
+    if metric == "recognised":
         return f"{LABELS[metric]} by {network}"
-    elif metric == "fd":
-        label = f"FD-{network}"
-    else:
-        label = f"{LABELS[metric]}, features of {network}"
+    label = distance if metric in ("fd", "fid") else f"{LABELS[metric]}, features of {network}"
     return f"{label}, {count:,} images"
 
 

@@ -193,7 +193,7 @@ def test_a_sweep_has_every_combination_and_goes_on_where_it_stopped(root, capsys
         (["--metrics=sfid"], "sfid cannot be measured: the network has no spatial features"),
         (["--metrics=kid"], "kid cannot be measured: it needs 1,000 images"),
         (["--labels=some"], "--labels=some must be one of balanced, random"),
-        (["--features=clip"], "--features=clip must be classifier, or a .safetensors file"),
+        (["--features=clip"], "--features=clip must be one of classifier, inception"),
         (["--sweep.steps=1,one"], "--sweep.steps=1,one must be numbers"),
         (["--sweep.sampler=ddim,dance"], "must be one of"),
         (["--sweep.cfg_scale=1,1"], "has a value twice"),
