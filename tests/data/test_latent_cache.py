@@ -404,3 +404,24 @@ def test_latents_that_are_all_alike_have_no_scale(tmp_path):
         writer.write_shard(shard, zeros)
     with pytest.raises(ValueError, match="must differ, but all are 0; train the autoencoder further"):
         writer.finish()
+
+
+def test_a_flipped_bit_is_never_read_as_other_latents(cache):
+    """Wherever it is: what is read is what was written, or an error; most flips are of bytes that nothing reads."""
+    file = sorted(cache.glob("*train*.arrayrecord"))[1]
+    whole = file.read_bytes()
+    written = latent_cache.open_latents(cache, TRAIN).__getitems__(list(range(SIZES[TRAIN])))
+    rng, num_errors = np.random.default_rng(0), 0
+    for _ in range(40):
+        damaged = bytearray(whole)
+        damaged[rng.integers(70_000 if rng.random() < 0.7 else len(whole))] ^= 1 << rng.integers(8)
+        file.write_bytes(damaged)
+        try:
+            read = latent_cache.open_latents(cache, TRAIN).__getitems__(list(range(SIZES[TRAIN])))
+        except ValueError:
+            num_errors += 1
+            continue
+        for one, other in zip(read, written, strict=True):
+            np.testing.assert_array_equal(one.pop("moments"), other["moments"])
+            assert one == {name: value for name, value in other.items() if name != "moments"}
+    assert num_errors > 0
