@@ -26,14 +26,11 @@ from collections.abc import Callable
 
 STEPS, SAVE_EVERY = 200, 20
 IMPORTS = (  # what training imports, of ours and of others
-    *("clu.metric_writers", "grain", "orbax.checkpoint", "dit_jax.cli.main", "dit_jax.cli.train"),
-    *(
-        "dit_jax.training.loop",
-        "dit_jax.training.kept_step",
-        "dit_jax.training.autoencoder_step",
-        "dit_jax.training.diffusion_step",
-    ),
-    *("dit_jax.evaluation.generate", "dit_jax.evaluation.loaded", "dit_jax.evaluation.pictures"),
+    *("clu.metric_writers", "grain", "orbax.checkpoint"),
+    *(f"dit_jax.cli.{name}" for name in ("main", "plan", "train")),
+    *(f"dit_jax.data.{name}" for name in ("latent_cache", "pipeline", "sources")),
+    *(f"dit_jax.evaluation.{name}" for name in ("generate", "loaded", "pictures")),
+    *(f"dit_jax.training.{name}" for name in ("autoencoder_step", "diffusion_step", "kept_step", "loop")),
 )
 TIMES = ("seconds", "steps_per_second", "data_wait")  # what is of the machine, in a line of the curves
 SAVING = "*orbax-checkpoint-tmp*"  # the folder that becomes a checkpoint when it is complete
