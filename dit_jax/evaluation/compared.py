@@ -77,7 +77,7 @@ def comparison_table(runs: Sequence[EvaluatedRun]) -> list[list[str]]:
         figures = [f"{row.figures[seed]:.2f}" if seed in row.figures else "-" for seed in seeds]
         spread = (max(row.figures.values()) - min(row.figures.values())) / 2
         mean = f"{row.mean():.2f}" + (f" ± {spread:.2f}" if len(row.figures) > 1 else "")
-        cost = f"{row.subject['gflops']:.5f}", f"{row.subject['training_gflops']:,.0f}"
+        cost = f"{row.subject['gflops']:.6f}", f"{row.subject['training_gflops']:,.0f}"
         table.append([row.name, f"{row.subject['parameters']:,}", *cost, *figures, mean])
     return table
 
