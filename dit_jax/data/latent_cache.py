@@ -391,20 +391,23 @@ def _check_manifest(manifest: Manifest) -> None:
         "latent_shape, num_flips": min(manifest.latent_shape) > 0 and manifest.num_flips in (1, 2),
         "mean, std": len(manifest.mean) == len(manifest.std) == channels,
         "scale": 0 < manifest.scale < float("inf"),
-        "splits": manifest.splits.keys() == manifest.shards.keys() == dict(manifest.data.get("splits", {})).keys(),
+        "splits": manifest.splits.keys() == manifest.shards.keys() and manifest.splits == manifest.data.get("splits"),
         "data.num_classes": isinstance(manifest.data.get("num_classes"), int),
     }
     for split, shards in manifest.shards.items():
         sizes = [shard.count for shard in shards]
-        checks["shards, their counts"] = min(sizes, default=0) > 0 and sum(sizes) == manifest.splits[split]
-        names = split_shards(split, len(shards), 1)  # which has as many
-        checks["shards, their files"] = [shard.file for shard in shards] == [shard.file for shard in names]
+        names = [shard.file for shard in split_shards(split, len(shards), 1)]  # which has as many
         # Shards are written uncompressed: what unpacks to more than it is was made to fill the memory.
         size = num_values * DTYPES[manifest.dtype].itemsize
-        checks["shards, their bytes"] = all(shard.bytes >= shard.count * size for shard in shards)
-        for name, holds in checks.items():
-            if not holds:
-                raise ValueError(f"{name} of split {split!r}: these cannot be")
+        checks |= {
+            f"shards of {split!r}, their counts": min(sizes, default=0) > 0
+            and sum(sizes) == manifest.splits.get(split),
+            f"shards of {split!r}, their files": [shard.file for shard in shards] == names,
+            f"shards of {split!r}, their bytes": all(shard.bytes >= shard.count * size for shard in shards),
+        }
+    for name, holds in checks.items():
+        if not holds:
+            raise ValueError(f"{name}: these cannot be")
 
 
 def open_latents(path: str | os.PathLike, split: str) -> Source:

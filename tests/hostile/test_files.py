@@ -68,7 +68,7 @@ def test_a_manifest_names_files_of_its_own_folder_alone(tmp_path, file):
     (tmp_path / "manifest.json").write_text(json.dumps(MANIFEST))
     assert read_manifest(tmp_path).shards["train"][0].count == 3
     (tmp_path / "manifest.json").write_text(json.dumps(MANIFEST | {"shards": {"train": [[file, 3, 100, "abc"]]}}))
-    with pytest.raises(ValueError, match="damaged .shards, their files"):
+    with pytest.raises(ValueError, match="damaged .shards of 'train', their files"):
         read_manifest(tmp_path)
 
 
@@ -78,6 +78,9 @@ def test_a_manifest_names_files_of_its_own_folder_alone(tmp_path, file):
         {"latent_shape": [2, 2, 10**9]},
         {"shards": {"train": [["latents-train-00000-of-00001.arrayrecord", 3, 5, "abc"]]}},
         {"splits": {"train": 2}},
+        {"data": {"num_classes": 3, "splits": None}},
+        {"splits": {}},
+        {"shards": {}},
         {"scale": float("nan")},
         {"scale": float("inf")},
         {"num_flips": 3},
