@@ -74,6 +74,17 @@ def test_a_resumed_run_ends_with_the_bits_of_one_that_was_not_interrupted(stage,
     assert losses[0] == losses[1] and sorted(losses[0]) == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before_to_the_same_bits(folder, tmp_path):
+    config = dit_config(folder)
+    whole = train(config, tmp_path)
+    damaged = tmp_path / "checkpoints" / "4" / "opt_state" / "_METADATA"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    assert_same_bits(train(config, tmp_path), whole)
+    log = (tmp_path / "log.txt").read_text()
+    assert "opt_state/_METADATA has" in log and "the checkpoint of step 2 is used instead" in log
+    assert "resuming from the checkpoint of step 2 of 4" in log and find_checkpoint(tmp_path)[0] == 4
+
+
 def test_further_averages_survive_a_resumed_run_and_are_read_by_name_or_made_of_snapshots(folder, tmp_path):
     averages = {"extra_ema_decays": (0.9,), "ema_lengths": (0.05, 0.1), "snapshot_every_steps": 2}
     config = dit_config(folder, num_train_steps=6, **averages)
