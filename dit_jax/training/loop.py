@@ -197,10 +197,8 @@ def _run(
         if snaps:
             snapshots.save(step, _snapshot(state, config), config)
         if stops and not is_last:
-            checkpoints.wait()
-            reporter.log(
-                f"asked to make way: step {step} is saved, and the exit code {RESTART} says to go on from there"
-            )
+            checkpoints.settle()  # had it failed, the log says so, and the next start goes on from the one before
+            reporter.log(f"asked to make way after step {step}; the exit code {RESTART} says to start this run again")
             raise SystemExit(RESTART)
     checkpoints.wait()
     return state

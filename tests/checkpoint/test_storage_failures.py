@@ -14,6 +14,7 @@ import pytest
 from dit_jax.checkpoint import Checkpoints, arrays, store, verify_workdir
 from dit_jax.cli.train import diffusion_task
 from dit_jax.parallel.mesh import make_mesh
+from dit_jax.parallel.preemption import RESTART
 from dit_jax.training import loop, reporting
 from tests.checkpoint.trees import CONFIG, abstract_on, assert_same_items, make_items, one_device, save_steps
 from tests.tiny import dit_config, make_image_folder
@@ -151,8 +152,11 @@ def test_a_run_whose_disk_fills_up_goes_on_says_so_and_saves_again_when_there_is
     config = dit_config(make_image_folder(tmp_path / "images"), max_checkpoints=2)
     mesh = make_mesh(config.mesh)
 
-    def train(num_train_steps: int, full_at: int) -> str:
-        """Trains on to a step, with a full disk when that of `full_at` is saved; returns what it told."""
+    def train(num_train_steps: int, full_at: int, stop: int | None = None) -> str:
+        """Trains on to a step, with a full disk when that of `full_at` is saved; returns what it told.
+
+        stop: the step after which the run is asked to make way.
+        """
         steps = iter(range(2, num_train_steps + 1, 2) if not read_steps() else range(num_train_steps, 99))
 
         def draw(_) -> dict:  # after every second step, just before its checkpoint
@@ -166,7 +170,9 @@ def test_a_run_whose_disk_fills_up_goes_on_says_so_and_saves_again_when_there_is
 
         training = dataclasses.replace(config.training, num_train_steps=num_train_steps)
         longer = dataclasses.replace(config, training=training)
-        loop.train(longer, disk, dataclasses.replace(diffusion_task(longer, mesh, disk), draw=draw), mesh)
+        task = dataclasses.replace(diffusion_task(longer, mesh, disk), draw=draw)
+        preemption = mock.Mock(stops_after=lambda step: step == stop)
+        loop.train(longer, disk, task, mesh, preemption=preemption)
         return capsys.readouterr().err
 
     def read_steps() -> list[int]:
@@ -186,3 +192,9 @@ def test_a_run_whose_disk_fills_up_goes_on_says_so_and_saves_again_when_there_is
     (disk / "filler").unlink()
     told = train(10, full_at=0)
     assert "resuming from the checkpoint of step 8 of 10" in told and read_steps() == [8, 10]
+
+    with pytest.raises(SystemExit) as ended:
+        train(14, full_at=14, stop=12)  # full at the first picture, which is of step 12
+    assert ended.value.code == RESTART and read_steps() == [8, 10]
+    told = capsys.readouterr().err
+    assert "step 12 could not be saved" in told and "asked to make way after step 12" in told

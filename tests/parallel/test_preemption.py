@@ -155,5 +155,5 @@ def test_training_saves_its_step_and_all_processes_ask_to_be_started_again(num_p
             for process in processes:
                 process.kill()
     assert codes == [RESTART] * num_processes, (tmp_path / "output.txt").read_text()
-    (step,) = re.findall(r"asked to make way: step (\d+) is saved", log.read_text())
+    (step,) = re.findall(r"asked to make way after step (\d+)", log.read_text())
     assert find_checkpoint(workdir)[0] == int(step) > 0
