@@ -76,7 +76,7 @@ def _times(equation: core.JaxprEqn) -> int:
     if equation.primitive.name == "scan":
         return equation.params["length"]
     if equation.primitive.name == "shard_map":  # whose inner computation is one device's
-        return math.prod(equation.params["mesh"].shape[axis] for axis in equation.params["manual_axes"])
+        return math.prod(equation.params["mesh"].shape[axis] for axis in equation.params["newly_manual_axes"])
     return 1
 
 

@@ -72,10 +72,12 @@ def compile_program(function: Callable, args: tuple) -> Compiled | DoesNotFit:
         needed, available = sizes_of_error(str(error))
         return DoesNotFit(needed, available, time.monotonic() - start)
     seconds, memory = time.monotonic() - start, compiled.memory_analysis()
+    arguments, outputs = memory.argument_size_in_bytes, memory.output_size_in_bytes - memory.alias_size_in_bytes
     return Compiled(
-        arguments=memory.argument_size_in_bytes,
-        outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        temporaries=memory.temp_size_in_bytes,
+        arguments=arguments,
+        outputs=outputs,
+        # `temp_size_in_bytes` adds up what is not alive at the same time: by it a program that fits may seem not to.
+        temporaries=max(0, memory.peak_memory_in_bytes - arguments - outputs),
         code=memory.generated_code_size_in_bytes,
         text=compiled.as_text(),
         seconds=seconds,
