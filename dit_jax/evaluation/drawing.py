@@ -22,7 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from dit_jax.checkpoint import params_digest
-from dit_jax.config import SamplingConfig, config_to_dict
+from dit_jax.config import SamplingConfig, check_sampling, config_to_dict
 from dit_jax.evaluation.generate import check_labels, make_draw, put_rows
 from dit_jax.evaluation.loaded import LoadedModel
 from dit_jax.evaluation.parts import Parts
@@ -39,7 +39,9 @@ class Drawing:
     """
 
     def __init__(self, model: LoadedModel, labels: Sequence[int], sampling: SamplingConfig, seed: int):
-        self.labels = check_labels(labels, model.config.data.num_classes)
+        config = model.config
+        self.labels = check_labels(labels, config.data.num_classes)
+        check_sampling(sampling, config.diffusion.num_timesteps, config.input_shape[-1], config.dit)
         self._model, self._sampling, self._seed = model, sampling, seed
 
     def identity(self) -> dict[str, Any]:

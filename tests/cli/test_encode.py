@@ -155,7 +155,7 @@ def test_another_command_for_the_same_output_is_one_line(root, capsys, more, mes
         ({"data": {"channels": 3}}, "config.data.channels=1 but"),
         ({"data": {"horizontal_flip": False}}, "config.data.horizontal_flip=True but"),
         ({"data": {"crop": "random"}}, "^crop='adm_center' but the latent cache .* has 'random'"),
-        ({"latent_shape": [4, 4, 4]}, r"config.latents.shape=.4, 4, 2. but"),
+        ({"latent_shape": [8, 8, 2]}, r"config.latents.shape=.4, 4, 2. but"),
         ({"autoencoder": "0"}, "config.latents.autoencoder='[0-9a-f]*' but the latent cache .* has '0'"),
     ],
 )

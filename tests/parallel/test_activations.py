@@ -13,7 +13,7 @@ from dit_jax.config import MeshConfig
 from dit_jax.models.dit import Condition, DiTBlock
 from dit_jax.nn.constraints import BATCH, axis_size, constrain
 from dit_jax.nn.resnet import AttentionBlock, ResBlock
-from dit_jax.parallel.mesh import make_mesh, traced_on
+from dit_jax.parallel.mesh import make_mesh, replicated, traced_on
 from dit_jax.parallel.rules import tree_shardings
 
 BATCH_SIZE, TOKENS, WIDTH = 4, 64, 256
@@ -97,6 +97,7 @@ def test_a_convolutional_block_of_split_rows_and_channels_is_that_of_one_device(
     loss = lambda variables: (module.apply(variables, x) ** 2).mean()  # noqa: E731
     mesh = make_mesh(config)
     expected, expected_gradients = jax.jit(jax.value_and_grad(loss))(variables)
-    found, gradients = jax.jit(traced_on(mesh, jax.value_and_grad(loss)))(variables)
+    on_mesh = jax.device_put(variables, replicated(mesh))  # else the program would be of one device, and split nothing
+    found, gradients = jax.jit(traced_on(mesh, jax.value_and_grad(loss)))(on_mesh)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), gradients, expected_gradients)
