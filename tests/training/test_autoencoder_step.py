@@ -132,9 +132,8 @@ def test_before_its_start_the_discriminator_neither_judges_nor_learns(tmp_path):
 def test_the_log_variance_learns_the_size_of_the_error(tmp_path):
     config = make_config(tmp_path, "kl", discriminator=None, reconstruction_loss="l2")
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, learning_rate=0.05))
-    _, metrics = run(
-        config, 100
-    )  # later, with ever smaller errors, such a learning rate is too high for the autoencoder
+    # Later, with ever smaller errors, such a learning rate is too high for the autoencoder.
+    _, metrics = run(config, 100)
     error = metrics[-1]["reconstruction"] / IMAGES[0].size
     # Where d nll / d log_variance = 0: exp(log_variance) is the mean error.
     assert metrics[-1]["log_variance"] == pytest.approx(np.log(error), abs=0.2) and metrics[-1]["log_variance"] < -0.5
