@@ -191,6 +191,8 @@ class SamplingConfig:
     spacing: Literal["even", "ddim", "trailing"] | None = None
     timesteps: tuple[int, ...] | None = None  # ascending, instead of num_steps and spacing
     cfg_scale: float = 1.5  # classifier-free guidance; 1.0 is none
+    # Of conditions with a weight of their own, such as (("text", 3.0),); cfg_scale is for all others together.
+    cfg_scales: tuple[tuple[str, float], ...] = ()
     cfg_channels: int | None = 3  # guide the first channels only, as the released DiT does; None: all
     cfg_interval: tuple[float, float] | None = None  # guide at these sigma / alpha only (arXiv:2404.07724); None: all
     x_0_limit: float | None = None  # clip the predicted x_0 to [-limit, limit]; 1.0 for pixels
@@ -280,6 +282,16 @@ class Config:
     def input_shape(self) -> tuple[int, int, int]:
         """(H, W, C) of what the stage's network takes: latents if there are any, else images."""
         return self.latents.shape if self.latents else (self.data.image_size, self.data.image_size, self.data.channels)
+
+    @property
+    def denoiser(self) -> DiTConfig | None:
+        """The section of the network that stage "diffusion" trains."""
+        return self.dit
+
+    @property
+    def condition_dropout(self) -> dict[str, float]:
+        """The conditions of the denoiser by name, each with the share of it that training replaces by its null."""
+        return {"label": self.denoiser.label_dropout} if self.denoiser.class_conditional else {}
 
     @property
     def num_downsamplings(self) -> int:
@@ -560,11 +572,12 @@ def _check_diffusion(config: Config) -> None:
     )
     gamma = diffusion.min_snr_gamma
     _require(gamma is None or gamma > 0, f"config.diffusion.min_snr_gamma={gamma} must be positive, or None")
-    check_sampling(sampling, diffusion.num_timesteps, channels, dit)
+    check_sampling(sampling, config)
 
 
-def check_sampling(sampling: SamplingConfig, num_timesteps: int, channels: int, dit: DiTConfig) -> None:
-    """Raises ValueError where a sampler's settings contradict the trained model."""
+def check_sampling(sampling: SamplingConfig, config: Config) -> None:
+    """Raises ValueError where a sampler's settings contradict the trained model's config."""
+    num_timesteps, channels, dropout = config.diffusion.num_timesteps, config.input_shape[-1], config.condition_dropout
     num_steps, timesteps = sampling.num_steps, sampling.timesteps
     _require(
         0 < num_steps <= num_timesteps,
@@ -593,11 +606,27 @@ def check_sampling(sampling: SamplingConfig, num_timesteps: int, channels: int, 
         f"sampling {decode_tile=} must be {MIN_TILE} or more, or None for whole",
     )
     _require(0 <= sampling.eta <= 1, f"sampling eta={sampling.eta} must be from 0 (deterministic) to 1 (ancestral)")
+    own_scales = dict(sampling.cfg_scales)
+    guidable = [name for name, rate in dropout.items() if rate > 0 and name not in own_scales]
     _require(
-        sampling.cfg_scale >= 0 and (sampling.cfg_scale == 1 or (dit.class_conditional and dit.label_dropout > 0)),
+        sampling.cfg_scale >= 0 and (sampling.cfg_scale == 1 or bool(guidable)),
         f"sampling cfg_scale={sampling.cfg_scale} must be >= 0, and 1 for a model with "
-        f"label_dropout={dit.label_dropout}, class_conditional={dit.class_conditional}: "
+        f"label_dropout={config.denoiser.label_dropout}, class_conditional={config.denoiser.class_conditional}: "
         "guidance needs a model that was trained with labels and without",
+    )
+    for name, scale in sampling.cfg_scales:
+        _require(
+            name in dropout,
+            f"sampling cfg_scales: the model has no condition {name!r}; its own are {', '.join(dropout) or 'none'}",
+        )
+        _require(
+            scale >= 0 and (scale == 1 or dropout[name] > 0),
+            f"sampling cfg_scales: {name!r} has {scale}, which must be >= 0, and 1 for a condition with "
+            f"dropout={dropout[name]}: guidance needs a model that was trained with it and without",
+        )
+    _require(
+        len(own_scales) == len(sampling.cfg_scales),
+        f"sampling cfg_scales={sampling.cfg_scales} must name each condition once",
     )
     cfg_channels, cfg_interval = sampling.cfg_channels, sampling.cfg_interval
     _require(

@@ -17,6 +17,7 @@ Array = jax.Array
 PRNGKey = jax.Array
 Params = Any  # nested dict of Arrays
 Batch = dict[str, Array]
-# (x_t [B, H, W, C], t [B] int32, labels [B] int32) -> [B, H, W, 2C]: the mean's prediction (epsilon, x_0 or v) and
-# the variance's interpolation; [B, H, W, C] where the variance is fixed
-ModelFn = Callable[[Array, Array, Array], Array]
+Conditions = dict[str, Any]  # what images are drawn for, by name, [B, ...] each (`models.conditioners`)
+# (x_t [B, H, W, C], t [B] int32, conditions) -> [B, H, W, 2C]: the mean's prediction (epsilon, x_0 or v) and the
+# variance's interpolation; [B, H, W, C] where the variance is fixed
+ModelFn = Callable[[Array, Array, Conditions], Array]

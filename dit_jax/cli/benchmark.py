@@ -170,22 +170,21 @@ def measure_sample(config: Config, mesh: "Mesh", num_steps: int) -> dict:
     import numpy as np
 
     from dit_jax.cli.plan import sampler_program
-    from dit_jax.evaluation.generate import balanced_labels
     from dit_jax.evaluation.speed import fill, measure, num_chips, rates
     from dit_jax.parallel.mesh import prefetch
 
     program = sampler_program(config, mesh)
-    abstract_weights, abstract_codec, _, rows, _ = program.args
+    abstract_weights, abstract_codec, _, rows, conditions = program.args
     weights, codec = fill(abstract_weights), fill(abstract_codec)
     (batch_size,), num_draws = rows.shape, min(num_steps, MAX_DRAWS)
     batch = {
         "index": np.arange(batch_size, dtype=np.int32),
-        "label": balanced_labels(batch_size, config.data.num_classes),
+        "conditions": fill(conditions),
     }
     batches = prefetch(itertools.repeat(batch, 1 + num_draws), mesh, batch_size)
 
     def call(batch):
-        return program.function(weights, codec, np.int32(0), batch["index"], batch["label"])
+        return program.function(weights, codec, np.int32(0), batch["index"], batch["conditions"])
 
     figures = rates(measure(call, batches, num_draws, 1), batch_size, num_chips(list(mesh.devices.flat)))
     sampling = config.sampling

@@ -230,7 +230,7 @@ def sampler_program(config: Config, mesh: "Mesh") -> "Program":
     import jax.numpy as jnp
 
     from dit_jax.evaluation.generate import make_draw
-    from dit_jax.models.build import abstract_params
+    from dit_jax.models.build import abstract_conditions, abstract_params
     from dit_jax.parallel.mesh import batch_sharding, replicated
     from dit_jax.parallel.rules import tree_shardings
     from dit_jax.planning.plan import Program
@@ -243,9 +243,13 @@ def sampler_program(config: Config, mesh: "Mesh") -> "Program":
         tree_shardings(shapes, mesh, config.mesh.rules),
     )
     codec = abstract_codec(config, mesh)
-    rows = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=batch_sharding(mesh))
+    rows, conditions = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh)),
+        (jax.ShapeDtypeStruct((batch_size,), jnp.int32), abstract_conditions(config, batch_size)),
+    )
     seed = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
-    return Program("sampler", draw, (params, codec, seed, rows, rows), {"parameters": params, "autoencoder": codec})
+    state = {"parameters": params, "autoencoder": codec}
+    return Program("sampler", draw, (params, codec, seed, rows, conditions), state)
 
 
 def abstract_batch(config: Config, mesh: "Mesh") -> dict:

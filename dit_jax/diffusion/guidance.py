@@ -1,16 +1,13 @@
-"""Classifier-free guidance (Ho & Salimans, arXiv:2207.12598)."""
+"""Classifier-free guidance (Ho & Salimans, arXiv:2207.12598), of one condition or of several, each with its weight."""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dit_jax.diffusion.process import Process, at
-from dit_jax.types import Array, ModelFn, PRNGKey
-
-
-def drop_labels(key: PRNGKey, labels: Array, rate: float, null_label: int) -> Array:
-    """Returns labels [B] with a share `rate` replaced by the null class, so that the network learns both branches."""
-    return jnp.where(jax.random.bernoulli(key, rate, labels.shape), null_label, labels)
+from dit_jax.types import Array, Conditions, ModelFn
 
 
 def guidance_scales(process: Process, cfg_scale: float, cfg_interval: tuple[float, float] | None) -> np.ndarray:
@@ -24,18 +21,29 @@ def guidance_scales(process: Process, cfg_scale: float, cfg_interval: tuple[floa
     return np.where((low < levels) & (levels <= high), cfg_scale, 1.0)
 
 
-def guided(model_fn: ModelFn, null_label: int, scales: np.ndarray, cfg_channels: int | None) -> ModelFn:
+def guided(
+    model_fn: ModelFn, null: Callable[[Conditions], Conditions], scales: np.ndarray, cfg_channels: int | None
+) -> ModelFn:
     """Returns a model_fn whose mean is uncond + scales[t] * (cond - uncond); both branches run in one batch.
 
     The variance is the conditional branch's. Guidance acts on the first `cfg_channels` channels (the released DiT
-    guides 3 of its 4), None for all; the others keep the conditional mean. Scales of 1 return `model_fn` itself.
+    guides 3 of its 4), None for all; the others keep the conditional mean. Scales of 1 return `model_fn` itself, and
+    scales of 0 on all channels the unconditional model, its variance too.
+
+    Guided again for another condition, a guided model_fn has a weight for each: weight 0 is then exactly the
+    prediction without that condition, whatever the weights of others, and weights of 1 exactly the conditional one.
+
+    Args:
+      null: conditions -> the same without those that this weight is for.
     """
     if np.all(scales == 1.0):
         return model_fn
+    if np.all(scales == 0.0) and cfg_channels is None:
+        return lambda x_t, t, conditions: model_fn(x_t, t, null(conditions))
 
-    def guided_fn(x_t: Array, t: Array, labels: Array) -> Array:
-        both_labels = jnp.concatenate([labels, jnp.full_like(labels, null_label)])
-        output = model_fn(jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t]), both_labels)
+    def guided_fn(x_t: Array, t: Array, conditions: Conditions) -> Array:
+        both = jax.tree.map(lambda *branches: jnp.concatenate(branches), conditions, null(conditions))
+        output = model_fn(jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t]), both)
         conditional, unconditional = jnp.split(output, 2)
         channels = slice(0, cfg_channels or x_t.shape[-1])
         cond, uncond = conditional[..., channels], unconditional[..., channels]

@@ -9,7 +9,7 @@ import numpy as np
 
 from dit_jax.diffusion.parameterization import predict, split_output, target
 from dit_jax.diffusion.process import Process, add_noise, at, posterior_mean
-from dit_jax.types import Array, ModelFn
+from dit_jax.types import Array, Conditions, ModelFn
 
 
 def mean_per_example(x: Array) -> Array:
@@ -67,20 +67,20 @@ def hybrid_loss(
     x_0: Array,
     step: Array,
     noise: Array,
-    labels: Array,
+    conditions: Conditions,
     min_snr_gamma: float | None = None,
 ) -> dict[str, Array]:
     """Returns the loss and its terms, [B] float32 each: `loss` = weight * `mse` + `vlb`.
 
     Args:
-      process: the training process; x_0: [B, H, W, C]; step: [B] int32; noise: like x_0; labels: [B] int32.
-      model_fn: called once, with (x_t, timestep, labels).
+      process: the training process; x_0: [B, H, W, C]; step: [B] int32; noise: like x_0; conditions: of the images.
+      model_fn: called once, with (x_t, timestep, conditions).
       min_snr_gamma: of the weight (`min_snr_weight`); None: 1.
 
     With a fixed variance there is nothing for the bound to train, and `vlb` is left out.
     """
     x_t = add_noise(process, x_0, step, noise)
-    output = model_fn(x_t, jnp.asarray(process.timesteps)[step], labels)
+    output = model_fn(x_t, jnp.asarray(process.timesteps)[step], conditions)
     learned = process.variance == "learned_range"
     mean, v = split_output(output) if learned else (output, None)
     mse = mean_per_example((mean - target(process, x_0, step, noise)) ** 2)

@@ -23,25 +23,26 @@ from tqdm import tqdm
 
 from dit_jax.checkpoint import params_digest
 from dit_jax.config import SamplingConfig, check_sampling, config_to_dict
-from dit_jax.evaluation.generate import check_labels, make_draw, put_rows
+from dit_jax.evaluation.generate import check_conditions, make_draw, put_rows
 from dit_jax.evaluation.loaded import LoadedModel
 from dit_jax.evaluation.parts import Parts
+from dit_jax.types import Conditions
 
 SAMPLES_NAME, RECORD_NAME = "samples.npz", "samples.json"
 NPZ_TIME = (1980, 1, 1, 0, 0, 0)  # of every member, so that the bytes do not tell when they were written
 
 
 class Drawing:
-    """The images of some labels by a model: image i is that of `LoadedModel.sample`, of any number of devices.
+    """The images of some conditions by a model: image i is that of `LoadedModel.sample`, of any number of devices.
 
     Args:
-      model: of stage "diffusion"; labels: [N], as for `LoadedModel.sample`; sampling: how; seed: of the noise.
+      model: of stage "diffusion"; conditions: labels [N] or more, as for `LoadedModel.sample`; sampling: how; seed: of
+        the noise.
     """
 
-    def __init__(self, model: LoadedModel, labels: Sequence[int], sampling: SamplingConfig, seed: int):
-        config = model.config
-        self.labels = check_labels(labels, config.data.num_classes)
-        check_sampling(sampling, config.diffusion.num_timesteps, config.input_shape[-1], config.dit)
+    def __init__(self, model: LoadedModel, conditions: Sequence[int] | Conditions, sampling: SamplingConfig, seed: int):
+        self._conditions, self.num_images = check_conditions(model.config, conditions)
+        check_sampling(sampling, model.config)
         self._model, self._sampling, self._seed = model, sampling, seed
 
     def identity(self) -> dict[str, Any]:
@@ -53,14 +54,14 @@ class Drawing:
             "params": params_digest(model.params),
             "autoencoder": None if model.codec is None else params_digest(model.codec.params),
             "latents_scale": None if model.codec is None else float(model.codec.scale),
-            "dit": config["dit"],
+            "denoiser": dataclasses.asdict(model.config.denoiser),
             "diffusion": config["diffusion"],
             "compute": compute,
             "input_shape": model.config.input_shape,
             "sampling": dataclasses.asdict(self._sampling),
             "seed": self._seed,
-            "num_samples": len(self.labels),
-            "labels": hashlib.sha256(self.labels.tobytes()).hexdigest(),
+            "num_samples": self.num_images,
+            "conditions": {name: _digest(value) for name, value in self._conditions.items()},
             "device": f"{device.platform} {device.device_kind}",
             "jax": jax.__version__,
         }
@@ -72,10 +73,10 @@ class Drawing:
           uint8 [B, H, W, 3], or latents float32 [B, h, w, c] of a model without an autoencoder.
         """
         size = self._sampling.batch_size
-        numbers = range(-(-len(self.labels) // size))
+        numbers = range(-(-self.num_images // size))
         missing = [number for number in numbers if parts.read(number) is None]
-        done = len(self.labels) - sum(len(self._rows(number)) for number in missing)
-        with tqdm(total=len(self.labels), initial=done, desc="sampling", unit="image", disable=not progress) as bar:
+        done = self.num_images - sum(len(self._rows(number)) for number in missing)
+        with tqdm(total=self.num_images, initial=done, desc="sampling", unit="image", disable=not progress) as bar:
             for number, images in self._drawn(missing):
                 parts.write(number, images)
                 bar.update(len(images))
@@ -88,7 +89,7 @@ class Drawing:
     def _rows(self, number: int) -> np.ndarray:
         """Returns the numbers of a part's images."""
         size = self._sampling.batch_size
-        return np.arange(number * size, min((number + 1) * size, len(self.labels)))
+        return np.arange(number * size, min((number + 1) * size, self.num_images))
 
     def _drawn(self, numbers: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
         """Yields (number, images) of parts, drawn one a device at a time."""
@@ -107,7 +108,8 @@ class Drawing:
             drawn = numbers[start : start + at_once]
             padded = [*drawn, *[drawn[-1]] * (at_once - len(drawn))]
             rows = np.concatenate([np.resize(self._rows(number), size) for number in padded])
-            queue.append((drawn, draw(model.params, model.codec, self._seed, *put_rows(rows, self.labels, model.mesh))))
+            inputs = put_rows(rows, self._conditions, model.mesh)
+            queue.append((drawn, draw(model.params, model.codec, self._seed, *inputs)))
             if len(queue) > 1:
                 yield from finished()
         while queue:
@@ -171,6 +173,15 @@ def written_aside(path: pathlib.Path) -> Iterator[pathlib.Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _digest(condition: Any) -> str:
+    """Returns the SHA-256 of a raw condition's arrays."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(condition):
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
+        digest.update(np.ascontiguousarray(leaf).data)
+    return digest.hexdigest()
 
 
 def _member(name: str) -> zipfile.ZipInfo:

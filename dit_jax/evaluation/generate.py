@@ -1,11 +1,12 @@
 """Drawing images from a trained denoiser, sharded over the mesh.
 
-Image i depends on (seed, i) and its label alone: its key is fold_in(seed, i), and a device draws
+Image i depends on (seed, i) and its conditions alone: its key is fold_in(seed, i), and a device draws
 `config.sampling.batch_size` images at once, however many there are of either, the last ones padded. So its bits are the
 same on any number of devices of a kind, unless these share an image or hold parts of the weights.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Sequence
 
@@ -23,15 +24,18 @@ from dit_jax.diffusion.samplers import make_sampler
 from dit_jax.diffusion.samplers.scan import sample
 from dit_jax.metrics.picture import to_uint8
 from dit_jax.models.autoencoder import Codec
-from dit_jax.models.build import build_dit
+from dit_jax.models.build import build_denoiser
+from dit_jax.models.conditioners import as_conditions, null_conditions
 from dit_jax.parallel.mesh import batch_sharding, batch_shards, to_host, traced_on
-from dit_jax.types import Array, Params
+from dit_jax.types import Array, Conditions, ModelFn, Params
 
 
 def make_generator(
     config: Config, sampling: SamplingConfig, codec: Codec | None, mesh: Mesh, num_frames: int = 0
 ) -> Callable[..., np.ndarray]:
-    """Returns `generate(params, labels, seed, progress=False) -> uint8 [N, H, W, 3]`, compiled at its first call.
+    """Returns `generate(params, conditions, seed, progress=False) -> uint8 [N, H, W, 3]`, compiled at its first call.
+
+    Conditions are raw ones, [N, ...] each (`models.conditioners`); labels alone may be given as their array.
 
     Args:
       config: of the denoiser.
@@ -42,14 +46,14 @@ def make_generator(
     """
     draw, batch_size = make_draw(config, sampling, mesh, num_frames)
 
-    def generate(params: Params, labels: np.ndarray, seed: int, progress: bool = False) -> np.ndarray:
-        labels = check_labels(labels, config.data.num_classes)
+    def generate(params: Params, conditions: Conditions | np.ndarray, seed: int, progress: bool = False) -> np.ndarray:
+        conditions, num_images = check_conditions(config, conditions)
         images = []
-        starts = range(0, len(labels), batch_size)
+        starts = range(0, num_images, batch_size)
         for start in tqdm(starts, desc="sampling", unit="batch", disable=not progress):
-            rows = np.minimum(np.arange(start, start + batch_size), len(labels) - 1)  # the last batch repeats its end
-            images.append(to_host(draw(params, codec, seed, *put_rows(rows, labels, mesh))))
-        return np.concatenate(images)[: len(labels)]
+            rows = np.minimum(np.arange(start, start + batch_size), num_images - 1)  # the last batch repeats its end
+            images.append(to_host(draw(params, codec, seed, *put_rows(rows, conditions, mesh))))
+        return np.concatenate(images)[:num_images]
 
     return generate
 
@@ -62,27 +66,45 @@ def check_labels(labels: Sequence[int], num_classes: int) -> np.ndarray:
     return labels
 
 
-def put_rows(rows: np.ndarray, labels: np.ndarray, mesh: Mesh) -> tuple[Array, Array]:
-    """Returns what `draw` takes of the images numbered `rows` [B]: these numbers and their labels, on the mesh."""
-    return jax.device_put((rows.astype(np.int32), labels[rows]), batch_sharding(mesh))
+def check_conditions(config: Config, conditions: Conditions | np.ndarray) -> tuple[Conditions, int]:
+    """Returns those that the config's denoiser reads, and how many images they are for.
+
+    Raises:
+      ValueError: where one that it reads is missing, none says how many images, or they do not agree.
+    """
+    given = as_conditions(conditions)
+    if "label" in given:
+        given["label"] = check_labels(given["label"], config.data.num_classes)
+    missing = [name for name in config.condition_dropout if name not in given]
+    if missing:
+        raise ValueError(f"the model is conditioned on {missing[0]!r}, which is missing; give it for every image")
+    counts = {name: len(leaf) for name, value in given.items() for leaf in jax.tree.leaves(value)}
+    if len(set(counts.values())) != 1:
+        raise ValueError(f"conditions must be of as many images each, not {counts}")
+    return {name: given[name] for name in config.condition_dropout}, next(iter(counts.values()))
+
+
+def put_rows(rows: np.ndarray, conditions: Conditions, mesh: Mesh) -> tuple[Array, Conditions]:
+    """Returns what `draw` takes of the images numbered `rows` [B]: these numbers and their conditions, on the mesh."""
+    own = jax.tree.map(lambda leaf: leaf[rows], conditions)
+    return jax.device_put((rows.astype(np.int32), own), batch_sharding(mesh))
 
 
 def make_draw(config: Config, sampling: SamplingConfig, mesh: Mesh, num_frames: int = 0) -> tuple[Callable, int]:
-    """Returns the jitted `draw(params, codec, seed, indices, labels)` of a batch of images, and that batch's size.
+    """Returns the jitted `draw(params, codec, seed, indices, conditions)` of a batch of images, and that batch's size.
 
-    It is what `make_generator` runs; its arguments are the same, and its indices and labels [B] int32. Each of the
+    It is what `make_generator` runs; its arguments are the same, and its indices [B] int32. Each of the
     mesh's parts of a batch has `sampling.batch_size` images.
     """
-    check_sampling(sampling, config.diffusion.num_timesteps, config.input_shape[-1], config.dit)
-    model, null_label = build_dit(config), config.data.num_classes
+    check_sampling(sampling, config)
+    model = build_denoiser(config)
     training_process = make_process(config.diffusion)
     spacing = sampling.spacing or ("trailing" if sampling.sampler == "dpm_solver" else "even")
     process = respace(training_process, sampling.timesteps or sampling.num_steps, spacing)
-    scales = guidance_scales(training_process, sampling.cfg_scale, sampling.cfg_interval)
     sampler = make_sampler(sampling)
     num_chunks = count_chunks(sampling.batch_size, sampling.decode_batch_size)
 
-    def draw(params: Params, codec: Codec | None, seed: Array, indices: Array, labels: Array) -> Array:
+    def draw(params: Params, codec: Codec | None, seed: Array, indices: Array, conditions: Conditions) -> Array:
         def to_images(x_0: Array) -> Array:
             images = to_uint8(x_0 if codec is None else codec.decode(x_0, tile=sampling.decode_tile))
             return jnp.broadcast_to(images, (*images.shape[:3], 3))
@@ -94,12 +116,10 @@ def make_draw(config: Config, sampling: SamplingConfig, mesh: Mesh, num_frames: 
 
         def predict_fn(x_t: Array, step: Array) -> Prediction:
             t = jnp.asarray(process.timesteps)[step]
-            output = model_fn(x_t, t, labels)
+            output = model_fn(x_t, t, conditions)
             return predict(process, output, x_t, step, sampling.x_0_limit, sampling.x_0_percentile)
 
-        model_fn = guided(
-            lambda *inputs: model.apply({"params": params}, *inputs), null_label, scales, sampling.cfg_channels
-        )
+        model_fn = guide(config, sampling, lambda *inputs: model.apply({"params": params}, *inputs))
         keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(indices)
         x_0, kept = sample(process, predict_fn, sampler, keys, config.input_shape, keep_x_0=num_frames > 0)
         if not num_frames:
@@ -119,6 +139,17 @@ def make_draw(config: Config, sampling: SamplingConfig, mesh: Mesh, num_frames: 
         check_vma=False,  # the layers know nothing of it
     )
     return jax.jit(traced_on(mesh, draw)), sampling.batch_size * batch_shards(mesh)
+
+
+def guide(config: Config, sampling: SamplingConfig, model_fn: ModelFn) -> ModelFn:
+    """Returns a model_fn guided by every condition that has a weight of its own, and by all the others together."""
+    process, dropout = make_process(config.diffusion), config.condition_dropout
+    own = dict(sampling.cfg_scales)
+    others = tuple(name for name, rate in dropout.items() if rate > 0 and name not in own)
+    for names, scale in [((name,), scale) for name, scale in own.items()] + [(others, sampling.cfg_scale)]:
+        null = functools.partial(null_conditions, names=names, num_classes=config.data.num_classes)
+        model_fn = guided(model_fn, null, guidance_scales(process, scale, sampling.cfg_interval), sampling.cfg_channels)
+    return model_fn
 
 
 def count_chunks(num_rows: int, max_rows: int) -> int:

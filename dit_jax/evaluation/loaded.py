@@ -4,7 +4,7 @@ import dataclasses
 import os
 import pathlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import jax
@@ -26,9 +26,9 @@ from dit_jax.config import Config, MeshConfig, SamplingConfig, for_platform
 from dit_jax.evaluation.generate import make_generator, override_sampling
 from dit_jax.models.autoencoder import Codec
 from dit_jax.models.averages import average_decays, length_name, reconstruction_weights
-from dit_jax.models.build import abstract_params, build_autoencoder, build_dit
+from dit_jax.models.build import abstract_params, build_autoencoder, build_denoiser
 from dit_jax.parallel.mesh import make_mesh, replicated
-from dit_jax.types import Array, Params
+from dit_jax.types import Array, Conditions, Params
 
 AUTOENCODER_DIR = "autoencoder"  # inside a diffusion workdir or a latent cache: the autoencoder of its latents
 
@@ -48,7 +48,7 @@ class LoadedModel:
 
     def sample(
         self,
-        labels: Sequence[int],
+        labels: Sequence[int] | Conditions,
         num_steps: int | str | Sequence[int] | None = None,
         cfg_scale: float | None = None,
         seed: int = 0,
@@ -59,27 +59,30 @@ class LoadedModel:
     ) -> np.ndarray:
         """Returns images uint8 [N, H, W, 3], one a label; what is None is the config's `sampling` value.
 
-        Image i depends on (seed, i) and its label alone. Grey images repeat their channel. The label
+        Image i depends on (seed, i) and its conditions alone. Grey images repeat their channel. The label
         `config.data.num_classes` asks for no class. A model of latents without an autoencoder (converted without
         one) returns the latents, float32 [N, h, w, c] at unit variance.
 
         Args:
-          labels: [N]; num_steps: a count, "ddimN" or the timesteps themselves, ascending.
+          labels: [N], or a dict of raw conditions [N, ...] (`models.conditioners`).
+          num_steps: a count, "ddimN" or the timesteps themselves, ascending.
           cfg_scale: of classifier-free guidance; seed: of the noise; progress: show a bar.
           num_frames: where positive, the images are [N, num_frames, H, W, 3]: predictions of x_0 on the way.
           sampling: further fields of `SamplingConfig`, such as `sampler` or `eta`.
         """
         self._check_stage("diffusion", "sample")
         settings = override_sampling(self.config.sampling, num_steps, cfg_scale=cfg_scale, **sampling)
-        return self._generator(settings, num_frames)(self.params, np.asarray(labels), seed, progress)
+        return self._generator(settings, num_frames)(self.params, labels, seed, progress)
 
-    def denoise(self, x_t: Array, t: Array, labels: Array) -> Array:
+    def denoise(self, x_t: Array, t: Array, labels: Array | Conditions) -> Array:
         """Returns the network's output [B, H, W, 2C] float32: what it predicts, then the variance's interpolation.
 
-        x_t: [B, H, W, C] noised latents (or pixels); t: [B] in [0, num_timesteps); labels: [B] in [0, num_classes].
+        x_t: [B, H, W, C] noised latents (or pixels); t: [B] in [0, num_timesteps); labels: [B] in
+        [0, num_classes], or a dict of raw conditions [B, ...].
         """
         self._check_stage("diffusion", "denoise")
-        return self._denoise(self.params, jnp.asarray(x_t), jnp.asarray(t, jnp.int32), jnp.asarray(labels, jnp.int32))
+        conditions = labels if isinstance(labels, Mapping) else {"label": np.asarray(labels, np.int32)}
+        return self._denoise(self.params, jnp.asarray(x_t), jnp.asarray(t, jnp.int32), conditions)
 
     def encode(self, images: Array, tile: int | None = None) -> Array:
         """Returns latents [B, H/f, W/f, c] float32, the posterior's mean at unit variance, of images in [-1, 1].
@@ -116,7 +119,7 @@ class LoadedModel:
 
     @cached_property
     def _denoise(self):
-        model = build_dit(self.config)
+        model = build_denoiser(self.config)
         return jax.jit(lambda params, *inputs: model.apply({"params": params}, *inputs))
 
 

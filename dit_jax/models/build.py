@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from dit_jax.config import AutoencoderConfig, Config
 from dit_jax.models.autoencoder import Autoencoder
 from dit_jax.models.dit import DiT
-from dit_jax.types import Params, PRNGKey
+from dit_jax.types import Conditions, Params, PRNGKey
 
 
 def build_autoencoder(autoencoder: AutoencoderConfig, image_channels: int, remat: str = "none") -> Autoencoder:
@@ -40,10 +40,15 @@ def build_dit(config: Config) -> DiT:
     )
 
 
+def build_denoiser(config: Config) -> nn.Module:
+    """Returns the network of stage "diffusion"."""
+    return build_dit(config)
+
+
 def build_model(config: Config) -> nn.Module:
     """Returns the network that the config's stage trains."""
     return (
-        build_dit(config)
+        build_denoiser(config)
         if config.stage == "diffusion"
         else build_autoencoder(config.autoencoder, config.data.channels, config.compute.remat)
     )
@@ -54,13 +59,19 @@ def abstract_inputs(config: Config, batch_size: int = 1) -> tuple:
     x = jax.ShapeDtypeStruct((batch_size, *config.input_shape), jnp.float32)
     if config.stage == "autoencoder":
         return x, jax.eval_shape(lambda: jax.random.key(0))
-    index = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
-    return x, index, index
+    return x, jax.ShapeDtypeStruct((batch_size,), jnp.int32), abstract_conditions(config, batch_size)
+
+
+def abstract_conditions(config: Config, batch_size: int = 1) -> Conditions:
+    """Returns the shapes and dtypes of the raw conditions of a denoiser."""
+    abstract = {"label": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}
+    return {name: abstract[name] for name in config.condition_dropout}
 
 
 def init_params(config: Config, key: PRNGKey) -> Params:
     """Returns freshly initialised parameters; under `eval_shape` or `jit` no example input is materialised."""
-    inputs = [jnp.zeros(x.shape, x.dtype) if x.dtype != key.dtype else key for x in abstract_inputs(config)]
+    zeros = lambda x: key if x.dtype == key.dtype else jnp.zeros(x.shape, x.dtype)  # noqa: E731
+    inputs = jax.tree.map(zeros, abstract_inputs(config))
     return build_model(config).init(key, *inputs)["params"]
 
 

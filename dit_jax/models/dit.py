@@ -6,10 +6,10 @@ Patches of x [B, H, W, C] become tokens [B, T, D], pass through `depth` blocks, 
 import functools
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 
+from dit_jax.models.conditioners import Condition, as_conditions
 from dit_jax.nn.attention import CrossAttention, SelfAttention
 from dit_jax.nn.constraints import TOKENS, constrain
 from dit_jax.nn.embeddings import LabelEmbedder, TimestepEmbedder, patchify, sincos_2d, unpatchify
@@ -17,16 +17,7 @@ from dit_jax.nn.linear import Linear
 from dit_jax.nn.mlp import Mlp
 from dit_jax.nn.modulation import AffineNorm, Modulation, modulated_norm
 from dit_jax.nn.remat import rematerialized
-from dit_jax.types import Array, Params
-
-
-@flax.struct.dataclass
-class Condition:
-    """What a block is conditioned on, whatever it was made from; a block reads the parts that it was built for."""
-
-    vector: Array  # [B, D], pooled: read by adaLN
-    tokens: Array  # [B, S, D]: read by cross-attention, or carried in context
-    mask: Array | None = None  # [B, S] bool, the tokens that are there; None: all
+from dit_jax.types import Array, Conditions, Params
 
 
 class DiTBlock(nn.Module):
@@ -85,8 +76,8 @@ class FinalLayer(nn.Module):
 class DiT(nn.Module):
     """The denoiser: predicts epsilon (or x_0, or v) and, with 2C output channels, the variance's interpolation.
 
-    Call with x_t [B, H, W, C] float32, t [B] int32 in [0, num_timesteps), labels [B] int32 in [0, num_classes]
-    (num_classes is the null class; ignored where num_classes is None); returns [B, H, W, out_channels] float32.
+    Call with x_t [B, H, W, C] float32, t [B] int32 in [0, num_timesteps), and raw conditions (`models.conditioners`),
+    of which a label is not read where num_classes is None; returns [B, H, W, out_channels] float32.
     """
 
     depth: int
@@ -103,18 +94,18 @@ class DiT(nn.Module):
     attention: str = "xla"
 
     @nn.compact
-    def __call__(self, x_t: Array, t: Array, labels: Array) -> Array:
+    def __call__(self, x_t: Array, t: Array, conditions: Conditions | Array) -> Array:
         _, height, width, _ = x_t.shape
         p = self.patch_size
         x = Linear(self.width, name="x_embedder")(patchify(x_t, p))  # [B, T, D]
         x = constrain(x + sincos_2d(height // p, width // p, self.width), TOKENS)
-        x = self._blocks(x, self._condition(t, labels))
+        x = self._blocks(x, self._condition(t, as_conditions(conditions)))
         return unpatchify(x, p, height)
 
-    def _condition(self, t: Array, labels: Array) -> Condition:
+    def _condition(self, t: Array, conditions: Conditions) -> Condition:
         parts = [TimestepEmbedder(self.width, name="t_embedder")(t)]  # [B, D] each
         if self.num_classes is not None:
-            parts.append(LabelEmbedder(self.num_classes, self.width, name="y_embedder")(labels))
+            parts.append(LabelEmbedder(self.num_classes, self.width, name="y_embedder")(conditions["label"]))
         return Condition(vector=sum(parts), tokens=jnp.stack(parts, axis=1))
 
     def _blocks(self, x: Array, c: Condition) -> Array:

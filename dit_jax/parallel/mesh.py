@@ -122,7 +122,7 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh, batch_size: int) -> Batc
     """Returns the global batch as arrays on the mesh, from this process's `local_rows` of it."""
     sharding = batch_sharding(mesh)
     put = jax.make_array_from_process_local_data
-    return {name: put(sharding, value, (batch_size, *value.shape[1:])) for name, value in batch.items()}
+    return jax.tree.map(lambda value: put(sharding, value, (batch_size, *value.shape[1:])), batch)
 
 
 def to_host(array: jax.Array) -> np.ndarray:

@@ -5,13 +5,13 @@ from collections.abc import Callable
 import jax
 
 from dit_jax.config import Config
-from dit_jax.diffusion.guidance import drop_labels
 from dit_jax.diffusion.losses import hybrid_loss
 from dit_jax.diffusion.process import make_process
 from dit_jax.models.autoencoder import Codec, draw_latents
-from dit_jax.models.build import build_dit
+from dit_jax.models.build import build_denoiser
+from dit_jax.models.conditioners import drop_conditions
 from dit_jax.training.step import LossFn
-from dit_jax.types import Array, Batch, Params, PRNGKey
+from dit_jax.types import Array, Batch, Conditions, Params, PRNGKey
 
 
 def encoded(batch: Batch, codec: Codec | None) -> Array:
@@ -28,38 +28,45 @@ def diffusion_input(config: Config, moments: Array, key: PRNGKey) -> Array:
     return config.latents.scale * draw_latents(moments, config.latents.shape[-1], key)
 
 
+def batch_conditions(config: Config, batch: Batch) -> Conditions:
+    """Returns the raw conditions of a batch."""
+    return {name: batch[name] for name in config.condition_dropout}
+
+
 def make_diffusion_loss(config: Config) -> LossFn:
-    """Returns the training loss of a batch {"moments" or "image", "label"}, at uniform t and with label dropout.
+    """Returns the training loss of a batch {"moments" or "image", conditions}, at uniform t, with conditions dropped.
 
     Its constants are the autoencoder that encodes the images, where the config asks for that.
     """
-    model, process, null_label = build_dit(config), make_process(config.diffusion), config.data.num_classes
+    model, process = build_denoiser(config), make_process(config.diffusion)
+    rates, num_classes = config.condition_dropout, config.data.num_classes
 
     def loss_fn(params: Params, batch: Batch, key: PRNGKey, codec: Codec | None) -> dict[str, Array]:
-        posterior_key, t_key, noise_key, label_key = jax.random.split(key, 4)
+        posterior_key, t_key, noise_key, drop_key = jax.random.split(key, 4)
         x_0 = diffusion_input(config, encoded(batch, codec), posterior_key)
         step = jax.random.randint(t_key, (x_0.shape[0],), 0, process.num_steps)
         noise = jax.random.normal(noise_key, x_0.shape)
-        labels = drop_labels(label_key, batch["label"], config.dit.label_dropout, null_label)
+        conditions = drop_conditions(drop_key, batch_conditions(config, batch), rates, num_classes)
         model_fn = lambda *inputs: model.apply({"params": params}, *inputs)  # noqa: E731
-        return hybrid_loss(process, model_fn, x_0, step, noise, labels, config.diffusion.min_snr_gamma)
+        return hybrid_loss(process, model_fn, x_0, step, noise, conditions, config.diffusion.min_snr_gamma)
 
     return loss_fn
 
 
 def make_diffusion_eval(config: Config) -> Callable[[Params, Batch, Codec | None], dict[str, Array]]:
-    """Returns the held-out loss of each image, labels kept; t and noise are functions of the image's index.
+    """Returns the held-out loss of each image, its conditions kept; t and noise are functions of the image's index.
 
     So two evaluations of the same weights are equal, and the curve over training moves with the weights alone.
     """
-    model, process = build_dit(config), make_process(config.diffusion)
+    model, process = build_denoiser(config), make_process(config.diffusion)
 
     def eval_fn(params: Params, batch: Batch, codec: Codec | None) -> dict[str, Array]:
         keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(jax.random.key(0), index), 3))(batch["index"])
         x_0 = jax.vmap(lambda moments, key: diffusion_input(config, moments, key))(encoded(batch, codec), keys[:, 0])
         step = jax.vmap(lambda key: jax.random.randint(key, (), 0, process.num_steps))(keys[:, 1])
         noise = jax.vmap(lambda key: jax.random.normal(key, x_0.shape[1:]))(keys[:, 2])
+        conditions = batch_conditions(config, batch)
         model_fn = lambda *inputs: model.apply({"params": params}, *inputs)  # noqa: E731
-        return hybrid_loss(process, model_fn, x_0, step, noise, batch["label"], config.diffusion.min_snr_gamma)
+        return hybrid_loss(process, model_fn, x_0, step, noise, conditions, config.diffusion.min_snr_gamma)
 
     return eval_fn
