@@ -44,6 +44,7 @@ setup(
         "ml_dtypes>=0.5,<1",
         "tqdm>=4.66,<5",
         "safetensors>=0.5,<1",
+        "tokenizers>=0.22,<1",
         # TFDS writes images, and clu summaries, through TensorFlow; TensorFlow's summaries need tensorboard.
         f"tensorflow-cpu>=2.20,<3; {X86}",
         f"tensorflow>=2.20,<3; {NOT_X86}",
@@ -54,8 +55,8 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]"],
         "gpu": ["jax[cuda13]"],  # needs NVIDIA driver 580 or newer
-        # PyTorch reads and writes `.pt` files for `dit-jax convert`; with diffusers it is what tests compare with.
-        "parity": ["torch>=2.6,<3", "diffusers>=0.35,<1"],
+        # PyTorch reads and writes `.pt` files for `dit-jax convert`; with the others it is what tests compare with.
+        "parity": ["torch>=2.6,<3", "diffusers>=0.35,<1", "transformers>=5,<6"],
         "test": [
             "pytest>=8,<10",
             "hypothesis>=6.140,<7",

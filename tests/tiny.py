@@ -86,3 +86,20 @@ def dit_config(folder: pathlib.Path, **training) -> Config:
             "sampling": {"sampler": "ddim", "num_steps": 3, "cfg_scale": 2.0, "cfg_channels": None, "batch_size": 8},
         }
     )
+
+
+WORDS = ("a", "red", "flag", "star", ":")
+
+
+def write_tokenizer(folder):
+    """Writes BERT's tokenizer with WORDS as its vocabulary; returns the folder."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    words = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS)
+    ids = {word: i for i, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder

@@ -19,6 +19,7 @@ class Linear(nn.Module):
     features: int | tuple[int, int]
     kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
     dtype: jnp.dtype = jnp.float32
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -29,7 +30,8 @@ class Linear(nn.Module):
             return self.kernel_init(key, (width, math.prod(features))).reshape(shape)
 
         kernel = self.param("kernel", fused_init, (width, *features)).astype(self.dtype)
-        bias = self.param("bias", nn.initializers.zeros, features).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, features) if self.use_bias else jnp.zeros(features)
+        bias = bias.astype(self.dtype)
         x = x.astype(self.dtype)
         if axis_size("tensor", "sequence") > 1:
             # One axis cannot be split as tokens and batch are, or as heads of q, k and v are: flattened, they would be

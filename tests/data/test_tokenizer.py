@@ -1,0 +1,82 @@
+"""Captions become ids of a fixed length; what does not fit, and what is no tokenizer, is said in one line."""
+
+import json
+
+import numpy as np
+import pytest
+import tokenizers
+
+from dit_jax.data.tokenizer import Tokenizer
+from tests.tiny import WORDS, write_tokenizer
+
+
+def test_a_caption_is_padded_and_masked(tmp_path):
+    tokens = Tokenizer(write_tokenizer(tmp_path), 8).tokenize(["A red flag", "star: red"])
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS]
+    found = [[words[i] for i, there in zip(*row, strict=True) if there] for row in zip(*tokens.values(), strict=True)]
+    assert found == [["[CLS]", "a", "red", "flag", "[SEP]"], ["[CLS]", "star", ":", "red", "[SEP]"]]
+    assert tokens["ids"].dtype == np.int32 and tokens["ids"].shape == tokens["mask"].shape == (2, 8)
+    assert not tokens["ids"][~tokens["mask"]].any()
+
+
+def test_an_empty_caption_is_the_null_condition(tmp_path):
+    tokens = Tokenizer(write_tokenizer(tmp_path), 8).tokenize(["", "  ", "a"])
+    assert tokens["mask"].any(axis=1).tolist() == [False, False, True] and not tokens["ids"][:2].any()
+
+
+def test_what_is_cut_of_a_long_caption_is_told_as_it_is_written(tmp_path):
+    tokenizer = Tokenizer(write_tokenizer(tmp_path), 5)
+    assert tokenizer.cut("A red flag") == "" == tokenizer.cut("")
+    assert tokenizer.cut("A red flag: Red  STAR") == ": Red  STAR"
+    whole, cut = (tokenizer.tokenize([text])["ids"] for text in ("A red flag", "A red flag: Red  STAR"))
+    assert (whole == cut).all()  # the token that ends a caption is there, too
+
+
+def test_the_files_own_padding_and_length_do_not_count(tmp_path):
+    folder = write_tokenizer(tmp_path)
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_padding(length=4)
+    tokenizer.enable_truncation(4)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    assert Tokenizer(folder, 16).tokenize(["a red flag: red star"])["mask"].sum() == 8
+
+
+def test_bytes_that_are_no_text_are_question_marks(tmp_path):
+    tokenizer = Tokenizer(write_tokenizer(tmp_path), 5)
+    assert tokenizer.tokenize(["red \udcff"])["mask"].sum() == 4  # [CLS] red [UNK] [SEP]
+    assert tokenizer.cut("red \udcff flag star") == "star"
+
+
+def _content(path):
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda path: path.unlink(), "no such file"),
+        (lambda path: path.write_text("{"), "is no tokenizer"),
+        (lambda path: path.write_text('{"model": {"type": "Magic"}}'), "is no tokenizer"),
+        (lambda path: path.write_text("[" * 10**5), "is no tokenizer"),
+        (lambda path: path.write_bytes(bytes(range(256))), "is no tokenizer"),
+        (lambda path: path.write_text(json.dumps(_content(path) | {"post_processor": {"type": "x"}})), "no tokenizer"),
+        (lambda path: path.open("ab").truncate(2**26 + 1), "must be at most 67,108,864 bytes"),
+    ],
+)
+def test_what_is_no_tokenizer_is_one_line(tmp_path, change, message):
+    change(write_tokenizer(tmp_path) / "tokenizer.json")
+    with pytest.raises(ValueError, match=message) as error:
+        Tokenizer(tmp_path, 8)
+    assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_of_another_encoder_is_an_error(tmp_path):
+    folder = write_tokenizer(tmp_path)
+    assert Tokenizer(folder, 8, vocab_size=4 + len(WORDS)).vocab_size == 4 + len(WORDS)
+    with pytest.raises(ValueError, match=r"has ids up to 8, but its text encoder has 8 rows; give the tokenizer"):
+        Tokenizer(folder, 8, vocab_size=3 + len(WORDS))
+
+
+def test_a_length_without_room_for_a_word_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"max_length=2 tokens must be more than the 2 that begin and end"):
+        Tokenizer(write_tokenizer(tmp_path), 2)
