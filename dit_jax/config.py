@@ -119,11 +119,44 @@ class DiTConfig:
     num_heads: int
     patch_size: int
     # How timestep and label reach a block (figure 3), one way or several: the paper's four blocks are one each.
+    # adaLN reads the sum of all conditions' vectors; the other two read a token of timestep and label each, and the
+    # tokens of a text or layout.
     conditioning: tuple[Literal["adaln_zero", "adaln", "cross_attention", "in_context"], ...] = ("adaln_zero",)
+    long_skips: bool = False  # from each block of the first half to its mirror in the second (U-ViT, arXiv:2209.12152)
     class_conditional: bool = True  # False: labels are not read
     mlp_ratio: float = 4.0
     label_dropout: float = 0.1  # share of labels replaced by the null class in training (section 3.1)
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the matmuls; parameters are float32
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenTransformerConfig:
+    """The transformer over a condition's tokens that LDM trains with the denoiser (arXiv:2112.10752, appendix E.2)."""
+
+    width: int
+    depth: int
+    num_heads: int = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """Captions as a condition: tokens for cross-attention or in context, and a pooled vector for adaLN."""
+
+    path: str = field("weights/minilm", fixed=False)  # a folder of `tokenizer.json`, and of a frozen encoder's weights
+    caption_field: str = "caption"  # of an example, as `data.extra_fields` are
+    max_length: int = 77  # tokens of a caption; shorter ones are padded, so that one program serves them all
+    transformer: TokenTransformerConfig | None = None  # trained with the denoiser; None: the frozen encoder in `path`
+    vocab_size: int = 30_522  # of that transformer; the default is BERT's
+    frozen_width: int = 384  # of the frozen encoder's states and pooled state; the default is MiniLM's
+    dropout: float = 0.1  # share of captions replaced by the null in training
+    encoder: str | None = field(None, recorded=True)  # SHA-256 of the tokenizer and the frozen encoder
+
+
+@dataclasses.dataclass(frozen=True)
+class ConditionsConfig:
+    """What a denoiser is conditioned on beside the class label, which is of its own section."""
+
+    text: TextConfig | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,6 +302,7 @@ class Config:
     training: TrainingConfig
     autoencoder: AutoencoderConfig | None = None  # stage "autoencoder"
     dit: DiTConfig | None = None  # stage "diffusion"
+    conditions: ConditionsConfig | None = None  # stage "diffusion"; None: the class label alone
     latents: LatentsConfig | None = None  # stage "diffusion"
     diffusion: DiffusionConfig | None = None  # stage "diffusion"
     sampling: SamplingConfig | None = field(None, fixed=False)  # stage "diffusion"
@@ -291,7 +325,9 @@ class Config:
     @property
     def condition_dropout(self) -> dict[str, float]:
         """The conditions of the denoiser by name, each with the share of it that training replaces by its null."""
-        return {"label": self.denoiser.label_dropout} if self.denoiser.class_conditional else {}
+        rates = {"label": self.denoiser.label_dropout} if self.denoiser.class_conditional else {}
+        sections = vars(self.conditions) if self.conditions else {}
+        return rates | {name: section.dropout for name, section in sections.items() if section is not None}
 
     @property
     def num_downsamplings(self) -> int:
@@ -302,9 +338,9 @@ class Config:
 # The sections a stage uses; a section of another stage would be silently ignored, so it is an error.
 STAGE_SECTIONS = {
     "autoencoder": ("autoencoder",),
-    "diffusion": ("dit", "diffusion", "sampling", "latents", "evaluation"),
+    "diffusion": ("dit", "conditions", "diffusion", "sampling", "latents", "evaluation"),
 }
-OPTIONAL_SECTIONS = ("latents", "evaluation")
+OPTIONAL_SECTIONS = ("conditions", "latents", "evaluation")
 
 
 # Far beyond any network there is: beyond is a slip, or a file made to fill the memory.
@@ -459,7 +495,7 @@ def undivided_activations(config: Config, axes: Mapping[str, int]) -> list[str]:
         dit, (height, width, _) = config.dit, config.input_shape
         num_tokens = height // dit.patch_size * (width // dit.patch_size)
         if "in_context" in dit.conditioning:
-            num_tokens += 1 + dit.class_conditional
+            num_tokens += 1 + dit.class_conditional + num_condition_tokens(config)
         sizes += [
             ("attention heads", dit.num_heads, "tensor"),
             ("hidden units of the MLP", int(dit.width * dit.mlp_ratio), "tensor"),
@@ -470,6 +506,12 @@ def undivided_activations(config: Config, axes: Mapping[str, int]) -> list[str]:
         for what, size, axis in sizes
         if size % axes.get(axis, 1)
     ]
+
+
+def num_condition_tokens(config: Config) -> int:
+    """Returns the tokens of a denoiser's sequences, such as a caption, padding included."""
+    text = config.conditions and config.conditions.text
+    return text.max_length if text else 0
 
 
 def _check_autoencoder(config: Config) -> None:
@@ -565,7 +607,17 @@ def _check_diffusion(config: Config) -> None:
         dit.conditioning and len(set(dit.conditioning)) == len(dit.conditioning) and len(modulations) <= 1,
         f"config.dit.conditioning={dit.conditioning} must name a way, none twice, and one adaln at most",
     )
-    _require(0 <= dit.label_dropout <= 1, f"config.dit.label_dropout={dit.label_dropout} must be in [0, 1]")
+    rates = {"dit.label_dropout": dit.label_dropout}
+    for name, section in (vars(config.conditions) if config.conditions else {}).items():
+        if section is not None:
+            rates[f"conditions.{name}.dropout"] = section.dropout
+    for name, rate in rates.items():
+        _require(0 <= rate <= 1, f"config.{name}={rate} must be in [0, 1]")
+    _require(
+        not (dit.long_skips and config.compute.scan_blocks),
+        "config.compute.scan_blocks=True must be False with config.dit.long_skips: the blocks are not alike",
+    )
+    _check_text(config)
     _require(
         0 < diffusion.beta_start < diffusion.beta_end < 1,
         f"config.diffusion: 0 < beta_start={diffusion.beta_start} < beta_end={diffusion.beta_end} < 1 must hold",
@@ -573,6 +625,16 @@ def _check_diffusion(config: Config) -> None:
     gamma = diffusion.min_snr_gamma
     _require(gamma is None or gamma > 0, f"config.diffusion.min_snr_gamma={gamma} must be positive, or None")
     check_sampling(sampling, config)
+
+
+def _check_text(config: Config) -> None:
+    text = config.conditions and config.conditions.text
+    if text and text.transformer:
+        width, num_heads = text.transformer.width, text.transformer.num_heads
+        _require(
+            width % num_heads == 0,
+            f"config.conditions.text.transformer.width={width} must be divisible by num_heads={num_heads}",
+        )
 
 
 def check_sampling(sampling: SamplingConfig, config: Config) -> None:
@@ -703,6 +765,18 @@ def _check_sizes(config: Config) -> None:
             ("dit.mlp_ratio", dit.mlp_ratio, MAX_DEPTH),
             ("dit.width times the number of tokens", dit.width * num_tokens, MAX_POSITIONS),
             ("diffusion.num_timesteps", config.diffusion.num_timesteps, MAX_CODES),
+        ]
+    text = config.conditions and config.conditions.text
+    if text:
+        sizes += [
+            ("conditions.text.max_length", text.max_length, MAX_CODES),
+            ("conditions.text.vocab_size", text.vocab_size, MAX_CODES),
+            ("conditions.text.frozen_width", text.frozen_width, MAX_WIDTH),
+        ]
+    if text and text.transformer:
+        sizes += [
+            ("conditions.text.transformer.width", text.transformer.width, MAX_WIDTH),
+            ("conditions.text.transformer.depth", text.transformer.depth, MAX_DEPTH),
         ]
     for name, size, most in sizes:
         _require(size <= most, f"config.{name}={size} must be at most {most:,}: no network here is larger")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from dit_jax.config import AutoencoderConfig, Config
 from dit_jax.models.autoencoder import Autoencoder
 from dit_jax.models.dit import DiT
+from dit_jax.models.text_encoder import TextShape
 from dit_jax.types import Conditions, Params, PRNGKey
 
 
@@ -32,12 +33,25 @@ def build_dit(config: Config) -> DiT:
         num_classes=config.data.num_classes if dit.class_conditional else None,
         out_channels=outputs * config.input_shape[-1],
         conditioning=dit.conditioning,
+        sequences=tuple(sequence_encoders(config).items()),
+        long_skips=dit.long_skips,
         mlp_ratio=dit.mlp_ratio,
         dtype=jnp.dtype(dit.dtype),
         scan_blocks=config.compute.scan_blocks,
         remat=config.compute.remat,
         attention=config.compute.attention,
     )
+
+
+def sequence_encoders(config: Config) -> dict[str, TextShape | None]:
+    """Returns the trained encoder of each condition of tokens, by name; None of one whose encoder is frozen."""
+    text = config.conditions and config.conditions.text
+    if not text:
+        return {}
+    if text.transformer is None:
+        return {"text": None}
+    width, depth, num_heads = text.transformer.width, text.transformer.depth, text.transformer.num_heads
+    return {"text": TextShape(text.vocab_size, text.max_length, width, depth, num_heads, width // num_heads)}
 
 
 def build_denoiser(config: Config) -> nn.Module:
@@ -65,6 +79,15 @@ def abstract_inputs(config: Config, batch_size: int = 1) -> tuple:
 def abstract_conditions(config: Config, batch_size: int = 1) -> Conditions:
     """Returns the shapes and dtypes of the raw conditions of a denoiser."""
     abstract = {"label": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}
+    text = config.conditions and config.conditions.text
+    if text:
+        shape = batch_size, text.max_length
+        abstract["text"] = {"mask": jax.ShapeDtypeStruct(shape, jnp.bool_)}
+        if text.transformer:
+            abstract["text"]["ids"] = jax.ShapeDtypeStruct(shape, jnp.int32)
+        else:
+            abstract["text"]["states"] = jax.ShapeDtypeStruct((*shape, text.frozen_width), jnp.float32)
+            abstract["text"]["pooled"] = jax.ShapeDtypeStruct((batch_size, text.frozen_width), jnp.float32)
     return {name: abstract[name] for name in config.condition_dropout}
 
 

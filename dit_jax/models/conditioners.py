@@ -3,18 +3,24 @@
 Raw conditions are a dict, [B, ...] each, of those that the model was trained with:
 
     label    [B] int32 in [0, num_classes]; num_classes is the null class
+    text     of a trained encoder: ids [B, L] int32, and mask [B, L] bool, False behind a caption's end
+             of a frozen one: its states [B, L, E] and pooled [B, E] float32, and that mask; of the null all is False
 
 A network's conditioners turn them into one `Condition`, which its blocks read as they were built to. The null of a
 condition is what it is replaced by in training at times, and in guidance (arXiv:2207.12598): none of it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 
+from dit_jax.models.text_encoder import TextEncoder, TextShape
+from dit_jax.nn.embeddings import normal_init
+from dit_jax.nn.linear import Linear
 from dit_jax.types import Array, Conditions, PRNGKey
 
 
@@ -22,9 +28,49 @@ from dit_jax.types import Array, Conditions, PRNGKey
 class Condition:
     """What a block is conditioned on, whatever it was made from; a block reads the parts that it was built for."""
 
-    vector: Array  # [B, D], pooled: read by adaLN
-    tokens: Array  # [B, S, D]: read by cross-attention, or carried in context
+    vector: Array | None  # [B, D], pooled: read by adaLN
+    tokens: Array | None  # [B, S, D]: read by cross-attention, or carried in context
     mask: Array | None = None  # [B, S] bool, the tokens that are there; None: all
+
+
+class SequenceConditioner(nn.Module):
+    """A raw condition of tokens, such as a text, to those parts of a `Condition` that have a width here.
+
+    Of the null it gives a vector and one token that are learned. Padding changes nothing.
+    """
+
+    encoder: TextShape | None  # trained here; None: the raw condition is what a frozen one gave
+    vector_width: int | None
+    token_width: int | None
+    dtype: jnp.dtype = jnp.float32  # of the encoder's matmuls
+    remat: str = "none"
+
+    @nn.compact
+    def __call__(self, raw: Conditions) -> Condition:
+        mask, encoded, vector, tokens = jnp.asarray(raw["mask"]), raw, None, None
+        there = mask.any(axis=1)
+        if self.encoder is not None:
+            encoded = TextEncoder(self.encoder, self.dtype, self.remat, name="encoder")(raw["ids"], mask)
+        if self.vector_width is not None:
+            null = self.param("null_vector", normal_init, (self.vector_width,))
+            vector = jnp.where(there[:, None], Linear(self.vector_width, name="vector")(encoded["pooled"]), null)
+        if self.token_width is not None:
+            null = self.param("null_token", normal_init, (self.token_width,))
+            tokens = jnp.where(there[:, None, None], Linear(self.token_width, name="tokens")(encoded["states"]), null)
+            mask = mask.at[:, 0].set(True)  # of a text it is there anyway
+        return Condition(vector, tokens, mask)
+
+
+def join_conditions(conditions: Sequence[Condition]) -> Condition:
+    """Returns the sum of the vectors, and the tokens one after another."""
+    vectors = [c.vector for c in conditions if c.vector is not None]
+    with_tokens = [c for c in conditions if c.tokens is not None]
+    mask = None
+    if any(c.mask is not None for c in with_tokens):
+        masks = [jnp.ones(c.tokens.shape[:2], bool) if c.mask is None else c.mask for c in with_tokens]
+        mask = jnp.concatenate(masks, axis=1)
+    tokens = jnp.concatenate([c.tokens for c in with_tokens], axis=1) if with_tokens else None
+    return Condition(sum(vectors) if vectors else None, tokens, mask)
 
 
 def as_conditions(conditions: Array | Conditions) -> Conditions:

@@ -9,7 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dit_jax.models.conditioners import Condition, as_conditions
+from dit_jax.models.conditioners import Condition, SequenceConditioner, as_conditions, join_conditions
+from dit_jax.models.text_encoder import TextShape
 from dit_jax.nn.attention import CrossAttention, SelfAttention
 from dit_jax.nn.constraints import TOKENS, constrain
 from dit_jax.nn.embeddings import LabelEmbedder, TimestepEmbedder, patchify, sincos_2d, unpatchify
@@ -35,8 +36,13 @@ class DiTBlock(nn.Module):
     attention: str = "xla"  # the implementation of self-attention (`nn.attention.attend`)
 
     @nn.compact
-    def __call__(self, x: Array, c: Condition, mask: Array | None = None) -> Array:
-        """x: [B, T, D]; mask: [B, T] bool, the tokens of x that may be attended to, None for all."""
+    def __call__(self, x: Array, c: Condition, mask: Array | None = None, skip: Array | None = None) -> Array:
+        """x: [B, T, D]; mask: [B, T] bool, the tokens of x that may be attended to, None for all.
+
+        skip: [B, T, D], what an earlier block made, which is joined to x (U-ViT, arXiv:2209.12152, section 3).
+        """
+        if skip is not None:
+            x = constrain(Linear(x.shape[-1], name="skip")(jnp.concatenate([x, skip], axis=-1)), TOKENS)
         attention = SelfAttention(self.num_heads, self.dtype, self.attention, name="attn")
         mlp = Mlp(int(x.shape[-1] * self.mlp_ratio), self.dtype, name="mlp")
         gate_a = gate_m = 1.0
@@ -87,6 +93,8 @@ class DiT(nn.Module):
     num_classes: int | None  # None: unconditional
     out_channels: int
     conditioning: tuple[str, ...] = ("adaln_zero",)  # of "adaln_zero", "adaln", "cross_attention", "in_context"
+    sequences: tuple[tuple[str, TextShape | None], ...] = ()  # other conditions of tokens, and their trained encoders
+    long_skips: bool = False
     mlp_ratio: float = 4.0
     dtype: jnp.dtype = jnp.float32  # of the matmuls; norms, modulation and the residual stream stay float32
     scan_blocks: bool = False  # these three: see `config.ComputeConfig`
@@ -106,7 +114,14 @@ class DiT(nn.Module):
         parts = [TimestepEmbedder(self.width, name="t_embedder")(t)]  # [B, D] each
         if self.num_classes is not None:
             parts.append(LabelEmbedder(self.num_classes, self.width, name="y_embedder")(conditions["label"]))
-        return Condition(vector=sum(parts), tokens=jnp.stack(parts, axis=1))
+        read = [Condition(vector=sum(parts), tokens=jnp.stack(parts, axis=1))]
+        has_vector = any(way.startswith("adaln") for way in self.conditioning)
+        has_tokens = not {"cross_attention", "in_context"}.isdisjoint(self.conditioning)
+        widths = self.width if has_vector else None, self.width if has_tokens else None
+        for name, encoder in self.sequences:
+            conditioner = SequenceConditioner(encoder, *widths, self.dtype, self.remat, name=name)
+            read.append(conditioner(conditions[name]))
+        return join_conditions(read)
 
     def _blocks(self, x: Array, c: Condition) -> Array:
         modulation = next((m for m in self.conditioning if m.startswith("adaln")), "none")
@@ -134,7 +149,11 @@ class DiT(nn.Module):
 
             x, _ = jax.lax.scan(body, x, stacked)
         else:
-            for name in names:
-                x = block(name=name)(x, c, mask)
+            skips = []
+            for i, name in enumerate(names):
+                skip = skips.pop() if self.long_skips and 2 * i >= self.depth + self.depth % 2 else None
+                x = block(name=name)(x, c, mask, skip)
+                if self.long_skips and 2 * i < self.depth - 1:
+                    skips.append(x)
         final_layer = FinalLayer(self.patch_size**2 * self.out_channels, modulation, name="final_layer")
         return final_layer(x[:, :num_tokens], c)  # [B, T, p * p * out_channels]

@@ -18,7 +18,10 @@ RULES: tuple[Rule, ...] = (
     (r"(qkv|kv)/kernel", ("fsdp", None, "tensor")),
     (r"(cross_attn/q|fc1|mlp_0|adaLN_modulation/linear)/kernel", ("fsdp", "tensor")),
     (r"(proj|fc2|mlp_2)/kernel", ("tensor", "fsdp")),
-    (r"final_layer/linear/kernel", ("fsdp", None)),  # its outputs are the few values of a patch
+    (
+        r"(final_layer/linear|text/vector|text/tokens|skip)/kernel",
+        ("fsdp", None),
+    ),  # its outputs are the few values of a patch
     (r"x_embedder/kernel|embedding_table", (None, "fsdp")),  # nor are patches wide, or the classes and "none" even
     (r"quantize/embedding|codebook/sums", ("fsdp", None)),
     (r"conv_in/kernel", (None, None, None, "fsdp")),  # its inputs are the channels of an image or of latents
