@@ -17,6 +17,9 @@ A record is a msgpack map of `label`, of the data set's extra fields, and of `mo
 the manifest's dtype, for an image and, where F = 2, for its mirror image. Where the autoencoder's posterior is a
 distribution (`stochastic`), k = 2c: c channels of its mean, then c of its log-variance, from which training draws
 latents, as if an image were encoded anew each time it is seen. Where it is not (VQ), k = c: the latent itself.
+
+With a frozen text encoder, a record has `text`, too: the bytes, in that dtype, of the `states` [l, E] of a caption's l
+tokens, none for padding, and of their `pooled` state [P].
 """
 
 import concurrent.futures
@@ -50,6 +53,17 @@ SUMMED = 3  # rows of a shard's sums: the posterior's mean, mean^2 and variance
 
 
 @dataclasses.dataclass(frozen=True)
+class CachedText:
+    """A frozen text encoder whose states a cache holds, and what it encoded."""
+
+    field: str  # of an example: its caption
+    encoder: str  # identity of the text encoder and its tokenizer (sha256)
+    max_length: int  # tokens of a caption; of a longer one the end is cut
+    width: int  # E
+    pooled_width: int  # P
+
+
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """Everything that decides the bytes of a cache. The fields after `shard_size` matter to the last bits only."""
 
@@ -66,6 +80,7 @@ class Plan:
     num_devices: int  # that a batch is split over
     device: str  # their kind
     jax: str  # version
+    text: CachedText | None = None
     version: int = FORMAT_VERSION
 
 
@@ -117,6 +132,7 @@ class Manifest:
     std: list[float]  # [c]
     scale: float  # 1 / std over all channels together: latents are multiplied by it (LDM, appendix G)
     shards: dict[str, list[tuple[str, int, int, str]]]  # of each split, in order: `StoredShard`s
+    text: CachedText | None = None
 
 
 def split_shards(split: str, num_examples: int, shard_size: int) -> list[Shard]:
@@ -218,13 +234,15 @@ class LatentCacheWriter:
 
         Args:
           shard: which.
-          batches: its examples in order, some at a time: moments [B, F, h, w, k] float32, labels [B], extra fields [B].
+          batches: its examples in order, some at a time: moments [B, F, h, w, k] float32, labels [B], extra fields [B]
+            (with a text encoder, `text` among them: states [l, E] and pooled [P] float32).
         """
         from array_record.python.array_record_module import ArrayRecordWriter
 
         height, width, channels = self._plan["latent_shape"]
         depth = 2 * channels if self._plan["stochastic"] else channels
         shape = (self._plan["num_flips"], height, width, depth)
+        names = {*self._plan["extra_fields"], *(["text"] if self._plan["text"] else [])}
         temporary, count, sums = self._temporary(shard.file), 0, np.zeros((SUMMED, channels))
         # Groups of one record, for random access; moments do not compress, so reading need not pay for it.
         writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
@@ -233,7 +251,9 @@ class LatentCacheWriter:
                 assert moments.shape[1:] == shape, (moments.shape, shape)
                 stored = self._to_stored(moments, shard, count)
                 for example, label, extra in zip(stored, labels, fields, strict=True):
-                    assert tuple(extra) == tuple(self._plan["extra_fields"]), extra
+                    assert set(extra) == names, extra
+                    if "text" in extra:
+                        extra = extra | {"text": self._text_bytes(extra["text"], shard)}
                     writer.write(msgpack.packb({"label": int(label), **extra, "moments": example.tobytes()}))
                 count += len(stored)
                 sums += _sums(stored, self._plan["stochastic"])
@@ -291,7 +311,8 @@ class LatentCacheWriter:
                 f"the latents of split {plan['train_split']!r} must differ, but all are {mean.mean():g}; "
                 "train the autoencoder further"
             )
-        values = {key: plan[key] for key in plan if key in {field.name for field in dataclasses.fields(Manifest)}}
+        names = {field.name for field in dataclasses.fields(Manifest)}
+        values = {key: plan[key] for key in plan if key in names and plan[key] is not None}
         return values | {
             "splits": plan["data"]["splits"],
             "mean": mean.tolist(),
@@ -310,6 +331,17 @@ class LatentCacheWriter:
                 f"{shard.start + done + int(finite.argmin())} of split {shard.split!r}; train the autoencoder further"
             )
         return stored
+
+    def _text_bytes(self, text: dict[str, np.ndarray], shard: Shard) -> dict[str, bytes]:
+        """Returns the states and the pooled state of a caption as they are stored."""
+        with np.errstate(over="ignore"):
+            stored = {name: np.asarray(text[name]).astype(DTYPES[self._plan["dtype"]]) for name in ("states", "pooled")}
+        if not all(np.isfinite(array).all() for array in stored.values()):
+            raise ValueError(
+                f"the text encoder's states must be finite in {self._plan['dtype']}, but are not for a caption of "
+                f"split {shard.split!r}; try --dtype=bfloat16"
+            )
+        return {name: array.tobytes() for name, array in stored.items()}
 
     def _read_sidecar(self, shard: Shard) -> dict[str, Any] | None:
         """Returns what a shard's sidecar says, None where the shard is not there."""
@@ -393,6 +425,8 @@ def _check_manifest(manifest: Manifest) -> None:
         "scale": 0 < manifest.scale < float("inf"),
         "splits": manifest.splits.keys() == manifest.shards.keys() and manifest.splits == manifest.data.get("splits"),
         "data.num_classes": isinstance(manifest.data.get("num_classes"), int),
+        "text": manifest.text is None
+        or min(manifest.text.max_length, manifest.text.width, manifest.text.pooled_width) > 0,
     }
     for split, shards in manifest.shards.items():
         sizes = [shard.count for shard in shards]
@@ -413,6 +447,7 @@ def _check_manifest(manifest: Manifest) -> None:
 def open_latents(path: str | os.PathLike, split: str) -> Source:
     """Returns a split of a cache as a sequence of `{"moments": [F, h, w, k] float32, "label": int}` and extra fields.
 
+    With a text encoder each has `text`: `{"states": [l, E] float32, "pooled": [P] float32}`, l its caption's length.
     Every shard is there and has its size and count, or this raises ValueError; its content is checked as it is read.
     """
     return _Latents(pathlib.Path(path), split)
@@ -428,7 +463,7 @@ class _Latents(Source):
         height, width, channels = manifest.latent_shape
         self._shape = (manifest.num_flips, height, width, 2 * channels if manifest.stochastic else channels)
         self._dtype, self._path, self._name = DTYPES[manifest.dtype], path, f"split {split!r}"
-        self._num_classes = manifest.data["num_classes"]
+        self._num_classes, self._text = manifest.data["num_classes"], manifest.text
         shards = manifest.shards[split]
         with concurrent.futures.ThreadPoolExecutor() as threads:  # a shared disk takes its time for each
             list(threads.map(self._check, shards))
@@ -451,7 +486,16 @@ class _Latents(Source):
         moments = np.frombuffer(example["moments"], self._dtype).reshape(self._shape)
         if type(example["label"]) is not int or not 0 <= example["label"] < self._num_classes:
             raise ValueError(f"label {example['label']!r} is none of the {self._num_classes} classes")
+        if self._text is not None:
+            example["text"] = self._text_states(example["text"])
         return example | {"moments": moments.astype(np.float32)}
+
+    def _text_states(self, text: dict[str, bytes]) -> dict[str, np.ndarray]:
+        shapes = {"states": (-1, self._text.width), "pooled": (self._text.pooled_width,)}
+        arrays = {name: np.frombuffer(text[name], self._dtype).reshape(shape) for name, shape in shapes.items()}
+        if len(arrays["states"]) > self._text.max_length:
+            raise ValueError(f"a caption has {len(arrays['states'])} tokens, more than {self._text.max_length}")
+        return {name: array.astype(np.float32) for name, array in arrays.items()}
 
     def _check(self, shard: StoredShard) -> None:
         from array_record.python.array_record_module import ArrayRecordReader

@@ -15,6 +15,7 @@ import numpy as np
 from dit_jax.config import DataConfig
 from dit_jax.data import transforms
 from dit_jax.data.bad_examples import BadExamples
+from dit_jax.data.tokenizer import Tokenizer
 
 Example = dict[str, Any]
 Transform = Callable[[Example, np.random.Generator], Example]
@@ -110,12 +111,20 @@ def eval_batches(
     return _read_ahead(load, 0, -(-num_examples // batch_size), num_threads)
 
 
-def image_transform(data: DataConfig, train: bool) -> Transform:
-    """Returns the transform of images: `image` [S, S, C] float32 in [-1, 1], `label` int32; only training flips."""
+# What further conditions of an example are made of: its fields -> arrays by name, one level of dicts deep.
+ConditionsOf = Callable[[Example], Example]
+
+
+def image_transform(data: DataConfig, train: bool, conditions: ConditionsOf | None = None) -> Transform:
+    """Returns the transform of images: `image` [S, S, C] float32 in [-1, 1], `label` int32; only training flips.
+
+    conditions: adds to these, such as `caption_tokens`.
+    """
 
     def transform(example: Example, rng: np.random.Generator) -> Example:
         image = _cropped(data, train, example, rng)
-        return {"image": transforms.to_float(image), "label": np.int32(example["label"])}
+        arrays = {"image": transforms.to_float(image), "label": np.int32(example["label"])}
+        return arrays | conditions(example) if conditions else arrays
 
     return transform
 
@@ -139,19 +148,43 @@ def _cropped(data: DataConfig, train: bool, example: Example, rng: np.random.Gen
     return image
 
 
-def latent_transform(train: bool) -> Transform:
+def latent_transform(train: bool, conditions: ConditionsOf | None = None) -> Transform:
     """Returns the transform of a latent cache's examples: `moments` [h, w, k] float32, `label` int32.
 
     The cache holds the moments of an image and, where the data set is flipped, of its mirror image: training takes
     the one that training from images would, evaluation the first (the image itself).
+
+    conditions: adds to these, such as `caption_tokens` or `cached_text`.
     """
 
     def transform(example: Example, rng: np.random.Generator) -> Example:
         flips = example["moments"]  # [F, h, w, k]
         mirrored = train and len(flips) == 2 and _draw_flip(rng)
-        return {"moments": flips[int(mirrored)], "label": np.int32(example["label"])}
+        arrays = {"moments": flips[int(mirrored)], "label": np.int32(example["label"])}
+        return arrays | conditions(example) if conditions else arrays
 
     return transform
+
+
+def caption_tokens(tokenizer: Tokenizer, field: str) -> ConditionsOf:
+    """Returns what makes `text` of an example's caption: `ids` [L] int32 and `mask` [L] bool."""
+
+    def conditions(example: Example) -> Example:
+        tokens = tokenizer.tokenize([str(example[field])])
+        return {"text": {name: rows[0] for name, rows in tokens.items()}}
+
+    return conditions
+
+
+def cached_text(max_length: int) -> ConditionsOf:
+    """Returns what makes `text` of the states in a latent cache: `states` [L, E], `pooled` [P] and `mask` [L] bool."""
+
+    def conditions(example: Example) -> Example:
+        states, pooled = example["text"]["states"], example["text"]["pooled"]
+        padded = np.pad(states, ((0, max_length - len(states)), (0, 0)))
+        return {"text": {"states": padded, "pooled": pooled, "mask": np.arange(max_length) < len(states)}}
+
+    return conditions
 
 
 def _draw_flip(rng: np.random.Generator) -> bool:
@@ -197,9 +230,10 @@ def _read(source: Sequence[Example], indices: list[int]) -> Sequence[Example]:
     return [source[index] for index in indices]
 
 
-def _stack(examples: Iterable[Example]) -> dict[str, np.ndarray]:
+def _stack(examples: Iterable[Example]) -> dict[str, Any]:
     examples = list(examples)
-    return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
+    parts = {key: [example[key] for example in examples] for key in examples[0]}
+    return {key: _stack(part) if isinstance(part[0], dict) else np.stack(part) for key, part in parts.items()}
 
 
 def _read_ahead(load: Callable[[int], Any], start: int, stop: int, num_threads: int) -> Iterator[Any]:

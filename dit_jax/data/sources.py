@@ -74,9 +74,9 @@ def open_source(data: DataConfig, split: str) -> Source:
       ValueError: in one line with the remedy, here for what is wrong with the data set, on access for a bad image.
     """
     names = data.extra_fields
-    if len(set(names)) < len(names) or {"image", "label", "moments"} & set(names):
+    if len(set(names)) < len(names) or {"image", "label", "moments", "text"} & set(names):
         raise ValueError(
-            f"config.data.extra_fields={names} must name each field once, and none of image, label, moments; "
+            f"config.data.extra_fields={names} must name each field once, and none of image, label, moments, text; "
             "leave these out"
         )
     if _is_folder(data.name):

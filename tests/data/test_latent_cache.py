@@ -101,6 +101,59 @@ def test_round_trip_is_exact_to_the_dtype(tmp_path, plan, split):
     np.testing.assert_array_equal(source[-1]["moments"], read[-1]["moments"])
 
 
+TEXT = latent_cache.CachedText(field="caption", encoder="sha256:def", max_length=5, width=6, pooled_width=3)
+LENGTHS = [0, 5, 2]  # of the captions, in turn: the first is empty
+
+
+def with_text(shard, change=lambda states: states):
+    """The batches of a shard with the states of captions."""
+    for number, (moments, labels, fields) in enumerate(batches(PLAN, shard)):
+        rng = np.random.default_rng(number)
+        texts = [{"states": change(rng.normal(size=(n, 6))), "pooled": rng.normal(size=3)} for n in LENGTHS]
+        yield moments, labels, [row | {"text": text} for row, text in zip(fields, texts, strict=False)]
+
+
+def test_states_of_captions_are_kept_without_their_padding(tmp_path):
+    writer = latent_cache.LatentCacheWriter(tmp_path, dataclasses.replace(PLAN, text=TEXT))
+    for shard in writer.missing_shards():
+        writer.write_shard(shard, with_text(shard))
+    assert writer.finish().text == TEXT == latent_cache.read_manifest(tmp_path).text
+    source = latent_cache.open_latents(tmp_path, TRAIN)
+    fields = [row for shard in writer.shards for *_, rows in with_text(shard) for row in rows]
+    for read, written in zip(source.__getitems__(list(range(len(source)))), fields, strict=False):
+        assert read["caption"] == written["caption"]
+        for name, array in written["text"].items():
+            np.testing.assert_array_equal(read["text"][name], array.astype(np.float16).astype(np.float32))
+
+
+def test_a_cache_without_captions_is_as_before_there_were_any(cache):
+    assert "text" not in json.loads((cache / "manifest.json").read_text())
+    plan = json.loads((cache / "encoding.json").read_text())
+    assert plan.pop("text") is None
+    (cache / "encoding.json").write_text(json.dumps(plan))  # as an older dit_jax wrote it
+    assert encode(cache) == [] and latent_cache.read_manifest(cache).text is None
+
+
+@pytest.mark.parametrize("change", [lambda states: states * 1e6, lambda states: states * np.nan])
+def test_states_that_the_dtype_cannot_hold_are_an_error(tmp_path, change):
+    writer = latent_cache.LatentCacheWriter(tmp_path, dataclasses.replace(PLAN, text=TEXT))
+    with pytest.raises(ValueError, match="the text encoder's states must be finite in float16"):
+        writer.write_shard(writer.shards[0], with_text(writer.shards[0], change))
+
+
+@pytest.mark.parametrize("text", [{"max_length": 4}, {"width": 5}, {"pooled_width": 4}, {"width": 0}, {"encoder": 1}])
+def test_states_of_another_size_than_the_manifest_says_are_damaged(tmp_path, text):
+    writer = latent_cache.LatentCacheWriter(tmp_path, dataclasses.replace(PLAN, text=TEXT))
+    for shard in writer.missing_shards():
+        writer.write_shard(shard, with_text(shard))
+    writer.finish()
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest["text"] |= text
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="damaged"):
+        latent_cache.open_latents(tmp_path, TRAIN).__getitems__([0, 1, 2])
+
+
 def test_manifest_says_what_was_written(cache):
     manifest = latent_cache.read_manifest(cache)
     assert (manifest.data, manifest.autoencoder, manifest.splits) == (PLAN.data, "sha256:abc", SIZES)

@@ -5,6 +5,8 @@ import pytest
 
 from dit_jax.config import DataConfig
 from dit_jax.data import pipeline
+from dit_jax.data.tokenizer import Tokenizer
+from tests.tiny import write_tokenizer
 
 NUM_EXAMPLES = 13  # shares no factor with the batch size, so that batches straddle epochs
 SOURCE = [{"value": np.int32(i), "label": i} for i in range(NUM_EXAMPLES)]
@@ -190,6 +192,26 @@ def test_training_from_a_cache_sees_the_flips_of_training_from_the_images():
     np.testing.assert_array_equal(flat(from_images, "image"), flat(from_latents, "moments"))
     np.testing.assert_array_equal(flat(from_images, "label"), flat(from_latents, "label"))
     assert from_latents[0].keys() == {"moments", "label"}
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_captions_come_with_images_and_with_latents(tmp_path, train):
+    tokens = pipeline.caption_tokens(Tokenizer(write_tokenizer(tmp_path), 6), "caption")
+    image, latent = ({"caption": "a red star", "label": 2}, {"moments": np.zeros((1, 2, 2, 4)), "label": 2})
+    image |= {"image": image_example()["image"]}
+    latent |= {"text": {"states": np.ones((3, 7), np.float32), "pooled": np.ones(7, np.float32)}}
+    transforms = (
+        pipeline.image_transform(DataConfig(name="x", image_size=8), train, tokens),
+        pipeline.latent_transform(train, tokens),
+        pipeline.latent_transform(train, pipeline.cached_text(6)),
+    )
+    examples = image, latent | {"caption": "a red star"}, latent
+    for example, transform, names in zip(examples, transforms, ("ids", "ids", "states pooled"), strict=True):
+        batches = pipeline.eval_batches([example] * 3, transform, batch_size=3, rows=range(3), num_threads=1)
+        text = next(batches)["text"]
+        assert set(text) == {"mask", *names.split()} and {len(rows) for rows in text.values()} == {3}
+        assert text["mask"].sum() == 3 * (5 if names == "ids" else 3) and text["mask"].shape == (3, 6)
+    assert text["states"].shape == (3, 6, 7) and text["states"].sum() == 3 * 3 * 7
 
 
 def test_a_cache_without_mirror_images_gives_the_images():
