@@ -54,7 +54,6 @@ class DataConfig:
     # Of the examples seen, how many may be unreadable: another one stands in for each. More of them end the run.
     max_bad_share: float = field(0.01, fixed=False)
     extra_fields: tuple[str, ...] = field((), fixed=False)  # of an example, kept in a latent cache, such as "caption"
-    map_field: str | None = None  # of metadata.jsonl: the path from there of a picture of an image's pixels' classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +130,38 @@ class DiTConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class UNetConfig:
+    """The U-Net of LDM (arXiv:2112.10752, appendix E) and of ADM (arXiv:2105.05233, section 3)."""
+
+    base_channels: int
+    channel_multipliers: tuple[int, ...]  # a level each; the resolution halves between levels
+    attention_levels: tuple[int, ...]  # levels (0 is full resolution) that attend; the middle always does
+    num_res_blocks: int = 2  # a level on the way down; on the way up it has one more
+    num_heads: int | None = None  # of every attention; or
+    head_channels: int | None = None  # the channels of a head, whose number then grows with a level's channels
+    # Width of the tokens of a label, text or layout, to which transformer blocks attend (LDM). None: attention to the
+    # image itself alone (ADM); of a text the pooled vector is added to the timestep's.
+    context_width: int | None = None
+    transformer_depth: int = 1  # blocks of each of them
+    scale_shift_norm: bool = False  # the timestep's vector scales and shifts norms (ADM), and does not only shift
+    resblock_updown: bool = False  # residual blocks halve and double the resolution (ADM), not convolutions
+    class_conditional: bool = True  # False: labels are not read
+    label: Literal["context", "vector"] = "context"  # a token (LDM), or added to the timestep's vector (ADM)
+    label_dropout: float = 0.1  # share of labels replaced by the null class in training
+    num_groups: int = 32  # of every GroupNorm
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the matmuls and convolutions; parameters are float32
+
+    @property
+    def level_channels(self) -> tuple[int, ...]:
+        """The channels of each level."""
+        return tuple(self.base_channels * multiplier for multiplier in self.channel_multipliers)
+
+    def heads_of(self, channels: int) -> int:
+        """Returns the number of heads of an attention over so many channels."""
+        return self.num_heads or channels // self.head_channels
+
+
+@dataclasses.dataclass(frozen=True)
 class TokenTransformerConfig:
     """The transformer over a condition's tokens that LDM trains with the denoiser (arXiv:2112.10752, appendix E.2)."""
 
@@ -154,23 +185,10 @@ class TextConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class SpatialConfig:
-    """A map of the input's own height and width, which the network reads beside x_t as further channels (LDM, 3.3)."""
-
-    # Of what. low_resolution: the image itself, reduced (super-resolution); inpainting: the image without what a random
-    # mask hides, and the mask; semantic: the class of each pixel (`config.data.map_field`), a channel a class.
-    kind: Literal["low_resolution", "inpainting", "semantic"]
-    factor: int | None = None  # low_resolution: pixels a side that became one; LDM: 4
-    num_classes: int | None = None  # semantic
-    dropout: float = 0.0  # share of maps replaced by zeros in training; 0: guidance leaves the map alone
-
-
-@dataclasses.dataclass(frozen=True)
 class ConditionsConfig:
     """What a denoiser is conditioned on beside the class label, which is of its own section."""
 
     text: TextConfig | None = None
-    spatial: SpatialConfig | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -315,7 +333,8 @@ class Config:
     data: DataConfig
     training: TrainingConfig
     autoencoder: AutoencoderConfig | None = None  # stage "autoencoder"
-    dit: DiTConfig | None = None  # stage "diffusion"
+    dit: DiTConfig | None = None  # stage "diffusion": this network,
+    unet: UNetConfig | None = None  # or this one
     conditions: ConditionsConfig | None = None  # stage "diffusion"; None: the class label alone
     latents: LatentsConfig | None = None  # stage "diffusion"
     diffusion: DiffusionConfig | None = None  # stage "diffusion"
@@ -332,9 +351,9 @@ class Config:
         return self.latents.shape if self.latents else (self.data.image_size, self.data.image_size, self.data.channels)
 
     @property
-    def denoiser(self) -> DiTConfig | None:
+    def denoiser(self) -> DiTConfig | UNetConfig | None:
         """The section of the network that stage "diffusion" trains."""
-        return self.dit
+        return self.dit or self.unet
 
     @property
     def condition_dropout(self) -> dict[str, float]:
@@ -342,18 +361,6 @@ class Config:
         rates = {"label": self.denoiser.label_dropout} if self.denoiser.class_conditional else {}
         sections = vars(self.conditions) if self.conditions else {}
         return rates | {name: section.dropout for name, section in sections.items() if section is not None}
-
-    @property
-    def spatial(self) -> SpatialConfig | None:
-        """The condition that is concatenated to x_t, if there is one."""
-        return self.conditions.spatial if self.conditions else None
-
-    @property
-    def spatial_shape(self) -> tuple[int, int, int]:
-        """(H, W, K) of that condition."""
-        *grid, channels = self.input_shape
-        kinds = {"low_resolution": self.data.channels, "inpainting": channels + 1, "semantic": self.spatial.num_classes}
-        return *grid, kinds[self.spatial.kind]
 
     @property
     def num_downsamplings(self) -> int:
@@ -364,9 +371,9 @@ class Config:
 # The sections a stage uses; a section of another stage would be silently ignored, so it is an error.
 STAGE_SECTIONS = {
     "autoencoder": ("autoencoder",),
-    "diffusion": ("dit", "conditions", "diffusion", "sampling", "latents", "evaluation"),
+    "diffusion": ("dit", "unet", "conditions", "diffusion", "sampling", "latents", "evaluation"),
 }
-OPTIONAL_SECTIONS = ("conditions", "latents", "evaluation")
+OPTIONAL_SECTIONS = ("dit", "unet", "conditions", "latents", "evaluation")
 
 
 # Far beyond any network there is: beyond is a slip, or a file made to fill the memory.
@@ -517,6 +524,13 @@ def undivided_activations(config: Config, axes: Mapping[str, int]) -> list[str]:
         for level, multiplier in enumerate(autoencoder.channel_multipliers):
             sizes.append((f"image rows at level {level}", config.data.image_size // 2**level, "sequence"))
             sizes.append((f"channels at level {level}", multiplier * autoencoder.base_channels, "tensor"))
+    if config.unet is not None:
+        unet, (height, _, _) = config.unet, config.input_shape
+        for level, channels in enumerate(unet.level_channels):
+            sizes.append((f"rows at level {level}", height // 2**level, "sequence"))
+            sizes.append((f"channels at level {level}", channels, "tensor"))
+            if level in unet.attention_levels:
+                sizes.append((f"attention heads at level {level}", unet.heads_of(channels), "tensor"))
     if config.dit is not None:
         dit, (height, width, _) = config.dit, config.input_shape
         num_tokens = height // dit.patch_size * (width // dit.patch_size)
@@ -601,10 +615,11 @@ def _check_autoencoder_loss(config: Config) -> None:
 
 
 def _check_diffusion(config: Config) -> None:
-    dit, diffusion, sampling = config.dit, config.diffusion, config.sampling
-    height, width, channels = config.input_shape
-    _require(dit.mlp_ratio > 0, f"config.dit.mlp_ratio={dit.mlp_ratio} must be positive")
-    latents = config.latents
+    diffusion, latents = config.diffusion, config.latents
+    _require(
+        (config.dit is None) != (config.unet is None),
+        f"stage='diffusion' needs one of config.dit and config.unet, and has {'both' if config.dit else 'neither'}",
+    )
     if latents is not None:
         _require(latents.scale != 0, f"config.latents.scale={latents.scale} must be positive, or None for the cache's")
         _require(
@@ -616,6 +631,27 @@ def _check_diffusion(config: Config) -> None:
             f"config.latents.encode_with={latents.encode_with!r} needs config.latents.scale, 1 / std of the latents; "
             "0.18215 for Stable Diffusion's f8",
         )
+    name, check = ("dit", _check_dit) if config.dit is not None else ("unet", _check_unet)
+    check(config)
+    rates = {f"{name}.label_dropout": config.denoiser.label_dropout}
+    for name, section in (vars(config.conditions) if config.conditions else {}).items():
+        if section is not None:
+            rates[f"conditions.{name}.dropout"] = section.dropout
+    for name, rate in rates.items():
+        _require(0 <= rate <= 1, f"config.{name}={rate} must be in [0, 1]")
+    _check_text(config)
+    _require(
+        0 < diffusion.beta_start < diffusion.beta_end < 1,
+        f"config.diffusion: 0 < beta_start={diffusion.beta_start} < beta_end={diffusion.beta_end} < 1 must hold",
+    )
+    gamma = diffusion.min_snr_gamma
+    _require(gamma is None or gamma > 0, f"config.diffusion.min_snr_gamma={gamma} must be positive, or None")
+    check_sampling(config.sampling, config)
+
+
+def _check_dit(config: Config) -> None:
+    dit, (height, width, _) = config.dit, config.input_shape
+    _require(dit.mlp_ratio > 0, f"config.dit.mlp_ratio={dit.mlp_ratio} must be positive")
     _require(
         height % dit.patch_size == 0 and width % dit.patch_size == 0,
         f"config.dit.patch_size={dit.patch_size} must divide the input's {height} x {width}",
@@ -633,26 +669,62 @@ def _check_diffusion(config: Config) -> None:
         dit.conditioning and len(set(dit.conditioning)) == len(dit.conditioning) and len(modulations) <= 1,
         f"config.dit.conditioning={dit.conditioning} must name a way, none twice, and one adaln at most",
     )
-    rates = {"dit.label_dropout": dit.label_dropout}
-    for name, section in (vars(config.conditions) if config.conditions else {}).items():
-        if section is not None:
-            rates[f"conditions.{name}.dropout"] = section.dropout
-    for name, rate in rates.items():
-        _require(0 <= rate <= 1, f"config.{name}={rate} must be in [0, 1]")
     _require(
         not (dit.long_skips and config.compute.scan_blocks),
         "config.compute.scan_blocks=True must be False with config.dit.long_skips: the blocks are not alike",
     )
-    _check_text(config)
+
+
+def _check_unet(config: Config) -> None:
+    unet, (height, width, _), compute = config.unet, config.input_shape, config.compute
+    num_levels = len(unet.channel_multipliers)
+    _require(num_levels > 0, "config.unet.channel_multipliers=() must name a level, such as (1, 2, 4)")
     _require(
-        0 < diffusion.beta_start < diffusion.beta_end < 1,
-        f"config.diffusion: 0 < beta_start={diffusion.beta_start} < beta_end={diffusion.beta_end} < 1 must hold",
+        all(level < num_levels for level in unet.attention_levels),
+        f"config.unet.attention_levels={unet.attention_levels} must be below {num_levels}, the levels",
     )
-    gamma = diffusion.min_snr_gamma
-    _require(gamma is None or gamma > 0, f"config.diffusion.min_snr_gamma={gamma} must be positive, or None")
-    if config.spatial is not None:
-        _check_spatial(config)
-    check_sampling(sampling, config)
+    factor = 2 ** (num_levels - 1)
+    _require(
+        height % factor == 0 and width % factor == 0,
+        f"the input's {height} x {width} must be divisible by {factor}, which {num_levels} levels of "
+        "config.unet.channel_multipliers halve it to; use fewer",
+    )
+    _require(
+        unet.base_channels % math.lcm(2, unet.num_groups) == 0,
+        f"config.unet.base_channels={unet.base_channels} must be even and divisible by num_groups={unet.num_groups}; "
+        f"try {round_to_multiple(unet.base_channels, math.lcm(2, unet.num_groups))}",
+    )
+    _require(
+        (unet.num_heads is None) != (unet.head_channels is None),
+        f"config.unet: num_heads={unet.num_heads} and head_channels={unet.head_channels}: give one of them",
+    )
+    for level in {*unet.attention_levels, num_levels - 1}:
+        channels = unet.level_channels[level]
+        _require(
+            channels % (unet.num_heads or unet.head_channels) == 0,
+            f"config.unet: num_heads={unet.num_heads}, head_channels={unet.head_channels} must divide the {channels} "
+            f"channels of level {level}, which attends",
+        )
+        width = channels // unet.heads_of(channels)
+        _require(
+            compute.attention != "cudnn" or (unet.dtype == "bfloat16" and width <= 256 and width % 8 == 0),
+            f"config.compute.attention='cudnn' needs config.unet.dtype='bfloat16', not {unet.dtype!r}, and heads of at "
+            f"most 256 channels, a multiple of 8; those of level {level} have {width}",
+        )
+    _require(
+        unet.context_width is not None or not unet.class_conditional or unet.label == "vector",
+        "config.unet.label='context' needs context_width, the width of its token; or set label='vector'",
+    )
+    _require(
+        unet.context_width is None
+        or (unet.class_conditional and unet.label == "context")
+        or num_condition_tokens(config),
+        f"config.unet.context_width={unet.context_width} needs tokens to attend to: those of a label, text or layout",
+    )
+    _require(
+        not compute.scan_blocks,
+        "config.compute.scan_blocks=True cannot be for config.unet, whose blocks differ; set False",
+    )
 
 
 def _check_text(config: Config) -> None:
@@ -663,37 +735,6 @@ def _check_text(config: Config) -> None:
             width % num_heads == 0,
             f"config.conditions.text.transformer.width={width} must be divisible by num_heads={num_heads}",
         )
-
-
-def _check_spatial(config: Config) -> None:
-    spatial, size, map_field = config.spatial, config.data.image_size, config.data.map_field
-    _require(spatial.dropout <= 1, f"config.conditions.spatial.dropout={spatial.dropout} must be in [0, 1]")
-    for name, kind in (("factor", "low_resolution"), ("num_classes", "semantic")):
-        value = getattr(spatial, name)
-        _require(
-            (value is None) == (spatial.kind != kind),
-            f"config.conditions.spatial.{name}={value} must be given where kind={kind!r}, and only there; "
-            f"here kind={spatial.kind!r}",
-        )
-    _require(
-        spatial.factor is None or (spatial.factor > 1 and size % spatial.factor == 0),
-        f"config.conditions.spatial.factor={spatial.factor} must divide config.data.image_size={size}, and be above 1",
-    )
-    _require(
-        spatial.kind != "semantic" or map_field is not None,
-        f"config.data.{map_field=} must name the field of each image's map, for conditions.spatial.kind='semantic'",
-    )
-    latents = config.latents
-    _require(
-        latents is None or latents.encode_with is not None,
-        "config.conditions.spatial is made of images, which a latent cache does not hold; set "
-        "config.latents.encode_with=WORKDIR of the autoencoder, without config.latents.path",
-    )
-    _require(
-        latents is None or latents.shape[0] == latents.shape[1] and size % latents.shape[0] == 0,
-        f"config.latents.shape={latents and latents.shape} must be square, with sides that divide "
-        f"config.data.image_size={size}, for config.conditions.spatial",
-    )
 
 
 def check_sampling(sampling: SamplingConfig, config: Config) -> None:
@@ -812,21 +853,32 @@ def _check_sizes(config: Config) -> None:
                 ("autoencoder.discriminator.num_layers", discriminator.num_layers, MAX_LEVELS),
                 ("autoencoder.discriminator.base_channels", discriminator.base_channels, MAX_WIDTH),
             ]
-    if config.dit is not None:
-        dit, (height, width, channels) = config.dit, config.input_shape
-        num_tokens = height * width // dit.patch_size**2
+    if config.denoiser is not None:
+        height, width, channels = config.input_shape
         sizes += [
             ("latents.shape, a side", max(height, width), MAX_SIDE),
             ("latents.shape, the channels", channels, MAX_WIDTH),
             ("data.num_classes", config.data.num_classes, MAX_CODES),
+            ("diffusion.num_timesteps", config.diffusion.num_timesteps, MAX_CODES),
+        ]
+    if config.unet is not None:
+        unet = config.unet
+        sizes += [
+            ("unet.channel_multipliers, their number", len(unet.channel_multipliers), MAX_LEVELS),
+            ("unet.base_channels times a multiplier", max((unet.base_channels, *unet.level_channels)), MAX_WIDTH),
+            ("unet.num_res_blocks", unet.num_res_blocks, MAX_DEPTH),
+            ("unet.context_width", unet.context_width or 0, MAX_WIDTH),
+            ("unet.transformer_depth", unet.transformer_depth, MAX_DEPTH),
+        ]
+    if config.dit is not None:
+        dit = config.dit
+        num_tokens = height * width // dit.patch_size**2
+        sizes += [
             ("dit.depth", dit.depth, MAX_DEPTH),
             ("dit.width", dit.width, MAX_WIDTH),
             ("dit.mlp_ratio", dit.mlp_ratio, MAX_DEPTH),
             ("dit.width times the number of tokens", dit.width * num_tokens, MAX_POSITIONS),
-            ("diffusion.num_timesteps", config.diffusion.num_timesteps, MAX_CODES),
         ]
-        if config.spatial is not None and config.spatial.num_classes is not None:
-            sizes += [("conditions.spatial.num_classes", config.spatial.num_classes, MAX_WIDTH)]
     text = config.conditions and config.conditions.text
     if text:
         sizes += [

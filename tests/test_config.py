@@ -30,7 +30,14 @@ AUTOENCODER = {
     "data": {"name": "images", "image_size": 32},
     "training": {"num_train_steps": 100},
 }
-BASES = {"diffusion": DIFFUSION, "autoencoder": AUTOENCODER}
+UNET = {
+    "stage": "diffusion",
+    "data": {"name": "images", "image_size": 32},
+    "training": {"num_train_steps": 100},
+    "unet": {"base_channels": 32, "channel_multipliers": (1, 2), "attention_levels": (1,), "num_heads": 2}
+    | {"context_width": 24},
+}
+BASES = {"diffusion": DIFFUSION, "unet": UNET, "autoencoder": AUTOENCODER}
 
 
 def edited(base, **edits):
@@ -280,6 +287,37 @@ CONTRADICTIONS = {
         ({"sampling__cfg_channels": 4}, "cfg_channels=4 must be from 1 to the input's 3 channels, or None"),
         ({"sampling__cfg_channels": 0}, "cfg_channels=0 must be positive"),
     ],
+    "unet": [
+        ({"dit": DIFFUSION["dit"]}, "stage='diffusion' needs one of config.dit and config.unet, and has both"),
+        ({"unet": None}, "stage='diffusion' needs one of config.dit and config.unet, and has neither"),
+        ({"data__image_size": 33}, "the input's 33 x 33 must be divisible by 2, which 2 levels of"),
+        ({"latents__shape": (8, 7, 4)}, "the input's 8 x 7 must be divisible by 2"),
+        ({"unet__channel_multipliers": ()}, "config.unet.channel_multipliers=() must name a level"),
+        ({"unet__attention_levels": (2,)}, "config.unet.attention_levels=(2,) must be below 2, the levels"),
+        (
+            {"unet__base_channels": 40},
+            "config.unet.base_channels=40 must be even and divisible by num_groups=32; try 32",
+        ),
+        ({"unet__base_channels": 33, "unet__num_groups": 3}, "base_channels=33 must be even"),
+        ({"unet__num_heads": None}, "config.unet: num_heads=None and head_channels=None: give one of them"),
+        ({"unet__head_channels": 8}, "config.unet: num_heads=2 and head_channels=8: give one of them"),
+        ({"unet__num_heads": 6}, "config.unet: num_heads=6, head_channels=None must divide the 64 channels of level 1"),
+        (
+            {"unet__num_heads": None, "unet__head_channels": 48, "unet__attention_levels": ()},
+            "head_channels=48 must divide the 64 channels of level 1, which attends",
+        ),
+        ({"unet__context_width": None}, "config.unet.label='context' needs context_width"),
+        ({"unet__label_dropout": 1.5}, "config.unet.label_dropout=1.5 must be in [0, 1]"),
+        ({"unet__class_conditional": False}, "config.unet.context_width=24 needs tokens to attend to"),
+        ({"unet__label": "vector"}, "config.unet.context_width=24 needs tokens to attend to"),
+        ({"compute__scan_blocks": True}, "config.compute.scan_blocks=True cannot be for config.unet"),
+        ({"compute__attention": "cudnn"}, "config.compute.attention='cudnn' needs config.unet.dtype='bfloat16'"),
+        (
+            {"compute__attention": "cudnn", "unet__dtype": "bfloat16", "unet__base_channels": 288},
+            "heads of at most 256 channels, a multiple of 8; those of level 1 have 288",
+        ),
+        ({"unet__num_res_blocks": 2000}, "config.unet.num_res_blocks=2000 must be at most 1,024"),
+    ],
     "autoencoder": [
         ({"data__image_size": 30}, "config.data.image_size=30 must be divisible by 8, the autoencoder's down"),
         ({"autoencoder__num_groups": 24}, "config.autoencoder.num_groups=24 must divide every level's channels"),
@@ -313,6 +351,9 @@ def test_contradiction_is_named(stage, edits, message):
         ("diffusion", {"latents__shape": (8, 8, 4), "sampling__cfg_channels": 4}),
         ("diffusion", {"data__channels": 1, "sampling__cfg_channels": 1}),
         ("diffusion", {"mesh__data": 2, "mesh__fsdp": -1}),
+        ("unet", {"unet__label": "vector", "unet__context_width": None}),
+        ("unet", {"unet__label": "vector", "conditions__text": {}}),
+        ("unet", {"unet__channel_multipliers": (1,), "unet__attention_levels": (), "data__image_size": 7}),
         ("autoencoder", {"data__image_size": 8}),
         ("autoencoder", {"autoencoder__channel_multipliers": (1,), "data__image_size": 7}),
         ("autoencoder", {"autoencoder__attention_levels": (0, 3)}),

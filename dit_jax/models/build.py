@@ -10,6 +10,7 @@ from dit_jax.config import AutoencoderConfig, Config
 from dit_jax.models.autoencoder import Autoencoder
 from dit_jax.models.dit import DiT
 from dit_jax.models.text_encoder import TextShape
+from dit_jax.models.unet import UNet
 from dit_jax.types import Conditions, Params, PRNGKey
 
 
@@ -24,14 +25,13 @@ def build_autoencoder(autoencoder: AutoencoderConfig, image_channels: int, remat
 def build_dit(config: Config) -> DiT:
     """Returns the denoiser of a config."""
     dit = config.dit
-    outputs = 2 if config.diffusion.variance == "learned_range" else 1  # of each channel: the mean, and the variance
     return DiT(
         depth=dit.depth,
         width=dit.width,
         num_heads=dit.num_heads,
         patch_size=dit.patch_size,
         num_classes=config.data.num_classes if dit.class_conditional else None,
-        out_channels=outputs * config.input_shape[-1],
+        out_channels=num_outputs(config),
         conditioning=dit.conditioning,
         sequences=tuple(sequence_encoders(config).items()),
         long_skips=dit.long_skips,
@@ -54,9 +54,32 @@ def sequence_encoders(config: Config) -> dict[str, TextShape | None]:
     return {"text": TextShape(text.vocab_size, text.max_length, width, depth, num_heads, width // num_heads)}
 
 
+def build_unet(config: Config) -> UNet:
+    """Returns the denoiser of a config."""
+    unet = config.unet
+    names = {f.name for f in dataclasses.fields(UNet)}
+    fields = {name: value for name, value in dataclasses.asdict(unet).items() if name in names}
+    return UNet(
+        **fields
+        | {
+            "num_classes": config.data.num_classes if unet.class_conditional else None,
+            "sequences": tuple(sequence_encoders(config).items()),
+            "out_channels": num_outputs(config),
+            "dtype": jnp.dtype(unet.dtype),
+            "remat": config.compute.remat,
+            "attention": config.compute.attention,
+        }
+    )
+
+
 def build_denoiser(config: Config) -> nn.Module:
     """Returns the network of stage "diffusion"."""
-    return build_dit(config)
+    return build_dit(config) if config.dit is not None else build_unet(config)
+
+
+def num_outputs(config: Config) -> int:
+    """Returns the channels of a denoiser's output: of each of its input's the mean, and the variance if learned."""
+    return (2 if config.diffusion.variance == "learned_range" else 1) * config.input_shape[-1]
 
 
 def build_model(config: Config) -> nn.Module:
@@ -88,8 +111,6 @@ def abstract_conditions(config: Config, batch_size: int = 1) -> Conditions:
         else:
             abstract["text"]["states"] = jax.ShapeDtypeStruct((*shape, text.frozen_width), jnp.float32)
             abstract["text"]["pooled"] = jax.ShapeDtypeStruct((batch_size, text.frozen_width), jnp.float32)
-    if config.spatial is not None:
-        abstract["spatial"] = jax.ShapeDtypeStruct((batch_size, *config.spatial_shape), jnp.float32)
     return {name: abstract[name] for name in config.condition_dropout}
 
 

@@ -19,7 +19,7 @@ from dit_jax.types import Params
 def describe_cost(config: Config) -> dict:
     """Returns a config's `parameters`, the `macs` of one example's forward pass, and both by module.
 
-    `modules` and `module_macs` are by the name of the network's direct children, all blocks together.
+    `modules` and `module_macs` are by the name of the network's direct children, all blocks (of a level) together.
     """
     params, model = abstract_params(config), build_model(config)
     modules = {_without_number(name): 0 for name in params}
@@ -39,7 +39,7 @@ def describe_cost(config: Config) -> dict:
 
 
 def _without_number(name: str) -> str:
-    return re.sub(r"^blocks_\d+$", "blocks", name)
+    return re.sub(r"^(blocks|down_\d+|mid|up_\d+)_.+$", r"\1", name)
 
 
 def count_params(params: Params) -> int:

@@ -17,13 +17,17 @@ class SelfAttention(nn.Module):
     num_heads: int
     dtype: jnp.dtype = jnp.float32
     implementation: str = "xla"  # `attend`'s
+    qkv_bias: bool = True
+    qkv_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
+    proj_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
 
     @nn.compact
     def __call__(self, x: Array, mask: Array | None = None) -> Array:
         """x: [B, T, D]; mask: [B, T] bool, the tokens that may be attended to, None for all."""
-        qkv = Linear((3, x.shape[-1]), dtype=self.dtype, name="qkv")(x)  # [B, T, 3, D]
+        width = x.shape[-1]
+        qkv = Linear((3, width), self.qkv_init, self.dtype, self.qkv_bias, name="qkv")(x)  # [B, T, 3, D]
         q, k, v = rearrange(qkv, "b t three (n d) -> three b t n d", n=self.num_heads)
-        return Linear(x.shape[-1], dtype=self.dtype, name="proj")(attend(q, k, v, mask, self.implementation))
+        return Linear(width, self.proj_init, self.dtype, name="proj")(attend(q, k, v, mask, self.implementation))
 
 
 class CrossAttention(nn.Module):
@@ -31,15 +35,17 @@ class CrossAttention(nn.Module):
 
     num_heads: int
     dtype: jnp.dtype = jnp.float32
+    qkv_bias: bool = True
+    kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
 
     @nn.compact
     def __call__(self, x: Array, tokens: Array, mask: Array | None = None) -> Array:
-        """x: [B, T, D]; tokens: [B, S, D]; mask: [B, S] bool, the tokens that may be attended to, None for all."""
-        width = x.shape[-1]
-        q = rearrange(Linear(width, dtype=self.dtype, name="q")(x), "b t (n d) -> b t n d", n=self.num_heads)
-        kv = Linear((2, width), dtype=self.dtype, name="kv")(tokens)  # [B, S, 2, D]
+        """x: [B, T, D]; tokens: [B, S, E]; mask: [B, S] bool, the tokens that may be attended to, None for all."""
+        width, settings = x.shape[-1], (self.kernel_init, self.dtype)
+        q = rearrange(Linear(width, *settings, self.qkv_bias, name="q")(x), "b t (n d) -> b t n d", n=self.num_heads)
+        kv = Linear((2, width), *settings, self.qkv_bias, name="kv")(tokens)  # [B, S, 2, D]
         k, v = rearrange(kv, "b s two (n d) -> two b s n d", n=self.num_heads)
-        return Linear(width, dtype=self.dtype, name="proj")(attend(q, k, v, mask))
+        return Linear(width, *settings, name="proj")(attend(q, k, v, mask))
 
 
 def attend(q: Array, k: Array, v: Array, mask: Array | None, implementation: str = "xla") -> Array:

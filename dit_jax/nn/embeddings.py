@@ -49,11 +49,13 @@ class TimestepEmbedder(nn.Module):
     """t [B] -> [B, D]: sinusoids, Linear, SiLU, Linear; float32."""
 
     width: int
+    features: int = TIMESTEP_FEATURES  # of the sinusoids
+    kernel_init: nn.initializers.Initializer = normal_init
 
     @nn.compact
     def __call__(self, t: Array) -> Array:
-        hidden = nn.silu(Linear(self.width, kernel_init=normal_init, name="mlp_0")(timestep_features(t)))
-        return Linear(self.width, kernel_init=normal_init, name="mlp_2")(hidden)
+        hidden = Linear(self.width, self.kernel_init, name="mlp_0")(timestep_features(t, self.features))
+        return Linear(self.width, self.kernel_init, name="mlp_2")(nn.silu(hidden))
 
 
 class LabelEmbedder(nn.Module):

@@ -15,8 +15,8 @@ Rule = tuple[str, tuple[str | None, ...]]  # (pattern of the path's end, axes of
 # moments and averages end in their parameter's path and so follow it. Kernels are [inputs, outputs]; of the fused qkv
 # [inputs, 3, outputs], so that each of q, k and v is split by whole heads; of convolutions [h, w, inputs, outputs].
 RULES: tuple[Rule, ...] = (
-    (r"(qkv|kv)/kernel", ("fsdp", None, "tensor")),
-    (r"(cross_attn/q|fc1|mlp_0|adaLN_modulation/linear)/kernel", ("fsdp", "tensor")),
+    (r"(qkv|kv|value_gate|emb_scale_shift)/kernel", ("fsdp", None, "tensor")),
+    (r"(cross_attn/q|fc1|mlp_0|adaLN_modulation/linear|emb_shift)/kernel", ("fsdp", "tensor")),
     (r"(proj|fc2|mlp_2)/kernel", ("tensor", "fsdp")),
     (
         r"(final_layer/linear|text/vector|text/tokens|skip)/kernel",
@@ -27,7 +27,7 @@ RULES: tuple[Rule, ...] = (
     (r"conv_in/kernel", (None, None, None, "fsdp")),  # its inputs are the channels of an image or of latents
     (r"(conv_out|quant_conv|q|k)/kernel", (None, None, "fsdp", None)),
     (r"(conv2|proj_out)/kernel", (None, None, "tensor", "fsdp")),
-    (r"(conv\w*|nin_shortcut|v)/kernel", (None, None, "fsdp", "tensor")),
+    (r"(conv\w*|nin_shortcut|v|proj_in)/kernel", (None, None, "fsdp", "tensor")),
 )
 MIN_SIZE = 2**15  # elements; smaller parameters are replicated: splitting them saves nothing and costs a collective
 

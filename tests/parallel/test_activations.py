@@ -12,7 +12,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from dit_jax.config import MeshConfig
 from dit_jax.models.dit import Condition, DiTBlock
 from dit_jax.nn.constraints import BATCH, axis_size, constrain
-from dit_jax.nn.resnet import AttentionBlock, ResBlock
+from dit_jax.nn.resnet import AttentionBlock, ConditionedResBlock, ResBlock, halved
+from dit_jax.nn.spatial_attention import SpatialAttention, SpatialTransformer
 from dit_jax.parallel.mesh import make_mesh, replicated, traced_on
 from dit_jax.parallel.rules import tree_shardings
 
@@ -90,11 +91,24 @@ def test_what_the_axes_do_not_divide_is_left_whole():
 @pytest.mark.parametrize(
     "config", [MeshConfig(data=1, sequence=8), MeshConfig(data=2, tensor=4), MeshConfig(data=2, tensor=2, sequence=2)]
 )
-@pytest.mark.parametrize("module", [ResBlock(64, 8), AttentionBlock(8)], ids=["res", "attention"])
-def test_a_convolutional_block_of_split_rows_and_channels_is_that_of_one_device(module, config):
-    x = np.random.default_rng(0).normal(size=(2, 16, 8, 64)).astype(np.float32)
-    variables = module.init(jax.random.key(0), x)
-    loss = lambda variables: (module.apply(variables, x) ** 2).mean()  # noqa: E731
+@pytest.mark.parametrize(
+    ("module", "shapes"),  # of what it reads beside the image
+    [
+        (ResBlock(64, 8), ()),
+        (AttentionBlock(8), ()),
+        (ConditionedResBlock(64, 8), ((2, 16),)),
+        (ConditionedResBlock(64, 8, scale_shift=True, resize=halved), ((2, 16),)),
+        (SpatialAttention(4, 8), ()),
+        (SpatialTransformer(1, 4, 8), ((2, 3, 16),)),
+    ],
+    ids=["res", "attention", "conditioned-res", "halving-res", "spatial-attention", "transformer"],
+)
+def test_a_convolutional_block_of_split_rows_and_channels_is_that_of_one_device(module, shapes, config):
+    rng = np.random.default_rng(0)
+    x, *others = (rng.normal(size=shape).astype(np.float32) for shape in ((2, 16, 8, 64), *shapes))
+    leaves, tree = jax.tree.flatten(jax.eval_shape(module.init, jax.random.key(0), x, *others))
+    variables = tree.unflatten([0.1 * rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves])
+    loss = lambda variables: (module.apply(variables, x, *others) ** 2).mean()  # noqa: E731
     mesh = make_mesh(config)
     expected, expected_gradients = jax.jit(jax.value_and_grad(loss))(variables)
     on_mesh = jax.device_put(variables, replicated(mesh))  # else the program would be of one device, and split nothing
