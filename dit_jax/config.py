@@ -54,6 +54,7 @@ class DataConfig:
     # Of the examples seen, how many may be unreadable: another one stands in for each. More of them end the run.
     max_bad_share: float = field(0.01, fixed=False)
     extra_fields: tuple[str, ...] = field((), fixed=False)  # of an example, kept in a latent cache, such as "caption"
+    map_field: str | None = None  # of metadata.jsonl: the path from there of a picture of an image's pixels' classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,10 +186,23 @@ class TextConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SpatialConfig:
+    """A map of the input's own height and width, which the network reads beside x_t as further channels (LDM, 3.3)."""
+
+    # Of what. low_resolution: the image itself, reduced (super-resolution); inpainting: the image without what a random
+    # mask hides, and the mask; semantic: the class of each pixel (`config.data.map_field`), a channel a class.
+    kind: Literal["low_resolution", "inpainting", "semantic"]
+    factor: int | None = None  # low_resolution: pixels a side that became one; LDM: 4
+    num_classes: int | None = None  # semantic
+    dropout: float = 0.0  # share of maps replaced by zeros in training; 0: guidance leaves the map alone
+
+
+@dataclasses.dataclass(frozen=True)
 class ConditionsConfig:
     """What a denoiser is conditioned on beside the class label, which is of its own section."""
 
     text: TextConfig | None = None
+    spatial: SpatialConfig | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -361,6 +375,18 @@ class Config:
         rates = {"label": self.denoiser.label_dropout} if self.denoiser.class_conditional else {}
         sections = vars(self.conditions) if self.conditions else {}
         return rates | {name: section.dropout for name, section in sections.items() if section is not None}
+
+    @property
+    def spatial(self) -> SpatialConfig | None:
+        """The condition that is concatenated to x_t, if there is one."""
+        return self.conditions.spatial if self.conditions else None
+
+    @property
+    def spatial_shape(self) -> tuple[int, int, int]:
+        """(H, W, K) of that condition."""
+        *grid, channels = self.input_shape
+        kinds = {"low_resolution": self.data.channels, "inpainting": channels + 1, "semantic": self.spatial.num_classes}
+        return *grid, kinds[self.spatial.kind]
 
     @property
     def num_downsamplings(self) -> int:
@@ -646,6 +672,8 @@ def _check_diffusion(config: Config) -> None:
     )
     gamma = diffusion.min_snr_gamma
     _require(gamma is None or gamma > 0, f"config.diffusion.min_snr_gamma={gamma} must be positive, or None")
+    if config.spatial is not None:
+        _check_spatial(config)
     check_sampling(config.sampling, config)
 
 
@@ -735,6 +763,37 @@ def _check_text(config: Config) -> None:
             width % num_heads == 0,
             f"config.conditions.text.transformer.width={width} must be divisible by num_heads={num_heads}",
         )
+
+
+def _check_spatial(config: Config) -> None:
+    spatial, size, map_field = config.spatial, config.data.image_size, config.data.map_field
+    _require(spatial.dropout <= 1, f"config.conditions.spatial.dropout={spatial.dropout} must be in [0, 1]")
+    for name, kind in (("factor", "low_resolution"), ("num_classes", "semantic")):
+        value = getattr(spatial, name)
+        _require(
+            (value is None) == (spatial.kind != kind),
+            f"config.conditions.spatial.{name}={value} must be given where kind={kind!r}, and only there; "
+            f"here kind={spatial.kind!r}",
+        )
+    _require(
+        spatial.factor is None or (spatial.factor > 1 and size % spatial.factor == 0),
+        f"config.conditions.spatial.factor={spatial.factor} must divide config.data.image_size={size}, and be above 1",
+    )
+    _require(
+        spatial.kind != "semantic" or map_field is not None,
+        f"config.data.{map_field=} must name the field of each image's map, for conditions.spatial.kind='semantic'",
+    )
+    latents = config.latents
+    _require(
+        latents is None or latents.encode_with is not None,
+        "config.conditions.spatial is made of images, which a latent cache does not hold; set "
+        "config.latents.encode_with=WORKDIR of the autoencoder, without config.latents.path",
+    )
+    _require(
+        latents is None or latents.shape[0] == latents.shape[1] and size % latents.shape[0] == 0,
+        f"config.latents.shape={latents and latents.shape} must be square, with sides that divide "
+        f"config.data.image_size={size}, for config.conditions.spatial",
+    )
 
 
 def check_sampling(sampling: SamplingConfig, config: Config) -> None:
@@ -879,6 +938,8 @@ def _check_sizes(config: Config) -> None:
             ("dit.mlp_ratio", dit.mlp_ratio, MAX_DEPTH),
             ("dit.width times the number of tokens", dit.width * num_tokens, MAX_POSITIONS),
         ]
+    if config.spatial is not None and config.spatial.num_classes is not None:
+        sizes += [("conditions.spatial.num_classes", config.spatial.num_classes, MAX_WIDTH)]
     text = config.conditions and config.conditions.text
     if text:
         sizes += [

@@ -269,10 +269,14 @@ def abstract_batch(config: Config, mesh: "Mesh") -> dict:
         cached = config.latents.path is not None and (pathlib.Path(config.latents.path) / MANIFEST_NAME).exists()
         stochastic = not cached or read_manifest(config.latents.path).stochastic
         name, shape = "moments", (*grid, 2 * channels if stochastic else channels)
+    arrays = {name: (shape, jnp.float32), "label": ((), jnp.int32)}
+    if config.spatial is not None and config.spatial.kind == "inpainting":
+        arrays["hole"] = (*shape[:2], 1), jnp.float32
+    if config.spatial is not None and config.spatial.kind == "semantic":
+        arrays["map"] = shape[:2], jnp.int32
     size, sharding = config.training.global_batch_size, batch_sharding(mesh)
     return {
-        name: jax.ShapeDtypeStruct((size, *shape), jnp.float32, sharding=sharding),
-        "label": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=sharding),
+        name: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=sharding) for name, (shape, dtype) in arrays.items()
     }
 
 

@@ -336,11 +336,15 @@ def load_perceptual(config: Config, mesh: "Mesh"):
 
 
 def diffusion_task(config: Config, mesh: "Mesh", workdir: pathlib.Path) -> "Task":
-    """Returns the denoiser's losses, its latents (or images) and its pictures: samples of every class."""
-    from dit_jax.data.pipeline import image_transform, latent_transform
+    """Returns the denoiser's losses, its latents (or images) and its pictures: samples of every class.
+
+    Of a denoiser with other conditions than the class they are for those of held-out examples.
+    """
+    from dit_jax.data.pipeline import image_transform, latent_transform, spatial_arrays
+    from dit_jax.evaluation.example_conditions import example_conditions, spread_positions
     from dit_jax.evaluation.generate import balanced_labels, make_generator
     from dit_jax.evaluation.loaded import AUTOENCODER_DIR, load_codec
-    from dit_jax.evaluation.pictures import sample_grid
+    from dit_jax.evaluation.pictures import condition_grid, sample_grid
     from dit_jax.parallel.mesh import batch_shards
     from dit_jax.training.diffusion_step import make_diffusion_eval, make_diffusion_loss
     from dit_jax.training.step import gradients_of
@@ -354,33 +358,45 @@ def diffusion_task(config: Config, mesh: "Mesh", workdir: pathlib.Path) -> "Task
         share = min(config.sampling.batch_size, -(-NUM_PICTURES // batch_shards(mesh)))  # of a device
         return make_generator(config, dataclasses.replace(config.sampling, batch_size=share), codec(), mesh)
 
-    labels = balanced_labels(NUM_PICTURES, config.data.num_classes)
+    sources, num_classes = open_sources(config), config.data.num_classes
     loss_fn = make_diffusion_loss(config)
     if reads_images(config):
-        transforms = image_transform(config.data, train=True), image_transform(config.data, train=False)
+        spatial = config.spatial and spatial_arrays(config.data, config.spatial)
+        transforms = [image_transform(config.data, train, spatial) for train in (True, False)]
     else:
-        transforms = latent_transform(train=True), latent_transform(train=False)
+        transforms = [latent_transform(train) for train in (True, False)]
+
+    @functools.cache
+    def conditions(count: int) -> tuple[dict, dict]:
+        """Returns the conditions of so many images, and what they are made of."""
+        if set(config.condition_dropout) <= {"label"}:
+            return {"label": balanced_labels(count, num_classes)}, {}
+        positions, bad_examples = spread_positions(len(sources[1]), count), bad_examples_of(config, sources)[1]
+        return example_conditions(config, sources[1], transforms[1], positions, codec(), mesh, bad_examples)
+
+    def draw(params) -> dict:
+        given, examples = conditions(NUM_PICTURES)
+        images = generator()(params, given, PICTURE_SEED)
+        grid = sample_grid(images, num_classes) if not examples else condition_grid(config, images, examples)
+        return {"samples": grid}
+
     return make_task(
         config,
         mesh,
-        open_sources(config),
+        sources,
         *transforms,
         losses=(gradients_of(loss_fn, config.training.accumulation_steps), make_diffusion_eval(config)),
-        draw=lambda params: {
-            "samples": sample_grid(generator()(params, labels, PICTURE_SEED), config.data.num_classes)
-        },
-        measure=None if config.evaluation is None else make_measure(config, mesh, generator),
+        draw=draw,
+        measure=None if config.evaluation is None else make_measure(config, mesh, generator, conditions),
         constants=codec() if reads_images(config) else None,
     )
 
 
-def make_measure(config: Config, mesh: "Mesh", generator):
+def make_measure(config: Config, mesh: "Mesh", generator, conditions):
     """Returns the figures, by name, of images that weights draw; what they need is made for the first ones."""
     from dit_jax.evaluation.evaluator import Evaluator, make_evaluator
-    from dit_jax.evaluation.generate import balanced_labels
 
     evaluation = config.evaluation
-    labels = balanced_labels(evaluation.num_samples, config.data.num_classes)
 
     @functools.cache
     def evaluator() -> Evaluator:
@@ -388,7 +404,9 @@ def make_measure(config: Config, mesh: "Mesh", generator):
 
     def measure(params) -> dict[str, float]:
         metrics, _ = evaluator().choose(evaluation.metrics, evaluation.num_samples, has_labels=True)
-        return evaluator().evaluate([generator()(params, labels, PICTURE_SEED)], labels, metrics).values
+        given, examples = conditions(evaluation.num_samples)
+        labels = examples["label"] if examples else given["label"]
+        return evaluator().evaluate([generator()(params, given, PICTURE_SEED)], labels, metrics).values
 
     return measure
 

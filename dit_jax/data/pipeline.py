@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from dit_jax.config import DataConfig
+from dit_jax.config import DataConfig, SpatialConfig
 from dit_jax.data import transforms
 from dit_jax.data.bad_examples import BadExamples
+from dit_jax.data.masks import random_hole
 from dit_jax.data.tokenizer import Tokenizer
 
 Example = dict[str, Any]
@@ -111,8 +112,17 @@ def eval_batches(
     return _read_ahead(load, 0, -(-num_examples // batch_size), num_threads)
 
 
-# What further conditions of an example are made of: its fields -> arrays by name, one level of dicts deep.
-ConditionsOf = Callable[[Example], Example]
+def load_examples(
+    source: Sequence[Example], transform: Transform, positions: Sequence[int], bad_examples: BadExamples | None = None
+) -> dict[str, Any]:
+    """Returns the transformed examples at some positions, each as `eval_batches` has it; arguments as there."""
+    positions = list(positions)
+    return _load(source, transform, positions, positions, len(positions), bad_examples)
+
+
+# What further conditions of an example are made of: its fields, whether it is mirrored, and its random generator ->
+# arrays by name, one level of dicts deep.
+ConditionsOf = Callable[[Example, bool, np.random.Generator], Example]
 
 
 def image_transform(data: DataConfig, train: bool, conditions: ConditionsOf | None = None) -> Transform:
@@ -122,9 +132,9 @@ def image_transform(data: DataConfig, train: bool, conditions: ConditionsOf | No
     """
 
     def transform(example: Example, rng: np.random.Generator) -> Example:
-        image = _cropped(data, train, example, rng)
+        image, mirrored = _cropped(data, train, example, rng)
         arrays = {"image": transforms.to_float(image), "label": np.int32(example["label"])}
-        return arrays | conditions(example) if conditions else arrays
+        return arrays | conditions(example, mirrored, rng) if conditions else arrays
 
     return transform
 
@@ -133,19 +143,18 @@ def byte_transform(data: DataConfig, train: bool) -> Transform:
     """Returns the transform of the same images as bytes: `image` [S, S, 3] uint8, a grey one's channel repeated."""
 
     def transform(example: Example, rng: np.random.Generator) -> Example:
-        image = _cropped(data, train, example, rng)
+        image, _ = _cropped(data, train, example, rng)
         return {"image": np.broadcast_to(image, (*image.shape[:2], 3)), "label": np.int32(example["label"])}
 
     return transform
 
 
-def _cropped(data: DataConfig, train: bool, example: Example, rng: np.random.Generator) -> np.ndarray:
-    """Returns an example's image as training sees it, [S, S, C] uint8."""
+def _cropped(data: DataConfig, train: bool, example: Example, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
+    """Returns an example's image as training sees it, [S, S, C] uint8, and whether it is the mirror image."""
     image = transforms.to_channels(example["image"], data.channels)
     image = transforms.center_crop(image, data.image_size)
-    if train and data.horizontal_flip and _draw_flip(rng):
-        return transforms.horizontal_flip(image)
-    return image
+    mirrored = train and data.horizontal_flip and _draw_flip(rng)
+    return transforms.horizontal_flip(image) if mirrored else image, mirrored
 
 
 def latent_transform(train: bool, conditions: ConditionsOf | None = None) -> Transform:
@@ -161,15 +170,32 @@ def latent_transform(train: bool, conditions: ConditionsOf | None = None) -> Tra
         flips = example["moments"]  # [F, h, w, k]
         mirrored = train and len(flips) == 2 and _draw_flip(rng)
         arrays = {"moments": flips[int(mirrored)], "label": np.int32(example["label"])}
-        return arrays | conditions(example) if conditions else arrays
+        return arrays | conditions(example, mirrored, rng) if conditions else arrays
 
     return transform
+
+
+def spatial_arrays(data: DataConfig, spatial: SpatialConfig) -> ConditionsOf:
+    """Returns what makes the arrays of a spatial condition that an image has not.
+
+    Of inpainting a random `hole` [S, S, 1] float32, 1 where to paint (`data.masks`); of semantic synthesis the `map`
+    [S, S] int32 of the pixels' classes.
+    """
+
+    def conditions(example: Example, mirrored: bool, rng: np.random.Generator) -> Example:
+        if spatial.kind == "inpainting":
+            return {"hole": random_hole(rng, data.image_size)}
+        if spatial.kind == "semantic":
+            return {"map": transforms.semantic_map(example["map"], data.image_size, spatial.num_classes, mirrored)}
+        return {}
+
+    return conditions
 
 
 def caption_tokens(tokenizer: Tokenizer, field: str) -> ConditionsOf:
     """Returns what makes `text` of an example's caption: `ids` [L] int32 and `mask` [L] bool."""
 
-    def conditions(example: Example) -> Example:
+    def conditions(example: Example, *_) -> Example:
         tokens = tokenizer.tokenize([str(example[field])])
         return {"text": {name: rows[0] for name, rows in tokens.items()}}
 
@@ -179,7 +205,7 @@ def caption_tokens(tokenizer: Tokenizer, field: str) -> ConditionsOf:
 def cached_text(max_length: int) -> ConditionsOf:
     """Returns what makes `text` of the states in a latent cache: `states` [L, E], `pooled` [P] and `mask` [L] bool."""
 
-    def conditions(example: Example) -> Example:
+    def conditions(example: Example, *_) -> Example:
         states, pooled = example["text"]["states"], example["text"]["pooled"]
         padded = np.pad(states, ((0, max_length - len(states)), (0, 0)))
         return {"text": {"states": padded, "pooled": pooled, "mask": np.arange(max_length) < len(states)}}

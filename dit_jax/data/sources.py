@@ -68,19 +68,22 @@ def open_source(data: DataConfig, split: str) -> Source:
 
     Returns:
       A sequence of `{"image": [H, W, C] uint8, "label": int in [0, data.num_classes)}`, C = 1 or 3, and of each of
-      `data.extra_fields`, a string, an integer or a float.
+      `data.extra_fields`, a string, an integer or a float; with `data.map_field` also of a "map" [H, W] uint8, the
+      class of each of the image's pixels.
 
     Raises:
       ValueError: in one line with the remedy, here for what is wrong with the data set, on access for a bad image.
     """
     names = data.extra_fields
-    if len(set(names)) < len(names) or {"image", "label", "moments", "text"} & set(names):
+    if len(set(names)) < len(names) or {"image", "label", "moments", "text", "map"} & set(names):
         raise ValueError(
-            f"config.data.extra_fields={names} must name each field once, and none of image, label, moments, text; "
-            "leave these out"
+            f"config.data.extra_fields={names} must name each field once, and none of image, label, moments, text and "
+            "map; leave these out"
         )
     if _is_folder(data.name):
         return _ImageFolder(data, split)
+    if data.map_field is not None:
+        raise ValueError(f"config.data.map_field={data.map_field!r} needs an image folder, and {data.name} is none")
     return _TfdsSource(data, split)
 
 
@@ -162,8 +165,20 @@ def read_image(path: pathlib.Path) -> np.ndarray:
     return _decode(path, str(path))
 
 
-def _decode(image_file: Any, name: str) -> np.ndarray:
-    """Returns an encoded image (a path, or a file object) as [H, W, 1 or 3] uint8; alpha is dropped."""
+def _read_map(path: pathlib.Path, image: np.ndarray) -> np.ndarray:
+    """Returns a picture of classes, grey or with a palette, [H, W] uint8; ValueError unless as large as its image."""
+    classes = _decode(path, str(path), as_classes=True)[..., 0]
+    if classes.shape != image.shape[:2]:
+        sizes = [f"{width} x {height}" for height, width in (classes.shape, image.shape[:2])]
+        raise ValueError(f"map {path} is {sizes[0]}, but its image {sizes[1]}; they must be of one size")
+    return classes
+
+
+def _decode(image_file: Any, name: str, as_classes: bool = False) -> np.ndarray:
+    """Returns an encoded image (a path, or a file object) as [H, W, 1 or 3] uint8; alpha is dropped.
+
+    as_classes: of a picture with a palette its indices, of a grey one its levels, [H, W, 1]; of others ValueError.
+    """
     try:
         with Image.open(image_file, formats=IMAGE_FORMATS) as image:
             # Pillow itself stops at twice this many; it only warns of a smaller decompression bomb.
@@ -172,6 +187,10 @@ def _decode(image_file: Any, name: str) -> np.ndarray:
             if image.mode.startswith(("I", "F")):
                 raise ValueError(f"its pixels (Pillow's mode {image.mode}) have more than 8 bits a channel")
             mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
+            if as_classes:
+                if image.mode not in ("L", "P"):
+                    raise ValueError(f"a map is grey or has a palette, and its mode is {image.mode}")
+                return np.asarray(image)[..., None]
             array = np.asarray(image if image.mode == mode else image.convert(mode))
     except Exception as error:  # decoders of broken files raise OSError, SyntaxError, struct.error and others
         raise ValueError(f"cannot read image {name}: {_one_line(error)}; remove or replace it") from error
@@ -200,8 +219,11 @@ class _ImageFolder(Source):
         return len(self._files)
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        files = [(*self._files[index], self._fields[index]) for index in indices]
-        return [{"image": _decode(path, str(path)), "label": label} | fields for path, label, fields in files]
+        return [self._example(*self._files[index], self._fields[index]) for index in indices]
+
+    def _example(self, path: pathlib.Path, label: int, fields: dict[str, Any]) -> dict[str, Any]:
+        example = {"image": _decode(path, str(path)), "label": label} | fields
+        return example | {"map": _read_map(fields["map"], example["image"])} if "map" in fields else example
 
 
 def _list_folder(data: DataConfig, split: str) -> list[tuple[pathlib.Path, int]]:
@@ -248,27 +270,40 @@ def _list_folder(data: DataConfig, split: str) -> list[tuple[pathlib.Path, int]]
 
 
 def _folder_fields(data: DataConfig, paths: Sequence[pathlib.Path]) -> list[dict[str, Any]]:
-    """Returns the extra fields of images, each from the nearest metadata file above it that knows the image."""
-    if not data.extra_fields:
+    """Returns the extra fields of images, each from the nearest metadata file above it that knows the image.
+
+    Where there is a field of maps, "map" is the path of the image's own.
+    """
+    names = data.extra_fields if data.map_field is None else (*data.extra_fields, data.map_field)
+    if not names:
         return [{}] * len(paths)
     root = pathlib.Path(data.name).expanduser()
     tables, found = {}, []
     for path in paths:
         folders = [folder for folder in path.parents if folder == root or root in folder.parents]
-        row = None
+        fields, home = {}, root
         for folder in folders:
             if folder not in tables:
-                tables[folder] = _read_metadata(folder / METADATA_NAME, data.extra_fields)
-            row = row or tables[folder].get(path.relative_to(folder).as_posix())
-        fields = row or {}
-        wrong = [name for name in data.extra_fields if not _is_scalar(fields.get(name))]
+                tables[folder] = _read_metadata(folder / METADATA_NAME, names)
+            if not fields:
+                fields, home = tables[folder].get(path.relative_to(folder).as_posix(), {}), folder
+        wrong = [name for name in names if not _is_scalar(fields.get(name))]
         if wrong:
             raise ValueError(
                 f"image {path} has no field {wrong[0]!r} (a string or a number) in {METADATA_NAME}; add it there, or "
                 "take it out of config.data.extra_fields"
             )
-        found.append(fields)
+        extra = {name: fields[name] for name in data.extra_fields}
+        found.append(extra if data.map_field is None else extra | {"map": _inside(home, fields[data.map_field], path)})
     return found
+
+
+def _inside(folder: pathlib.Path, name: Any, image: pathlib.Path) -> pathlib.Path:
+    """Returns the file of a name in a metadata file; ValueError where it would lie outside of the folder."""
+    path = pathlib.PurePosixPath(posixpath.normpath(str(name)))
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"the map {str(name)[:200]!r} of image {image} must lie below {folder}; put it there")
+    return folder / path
 
 
 def _is_scalar(value: Any) -> bool:

@@ -46,6 +46,25 @@ def center_crop(image: np.ndarray, size: int) -> np.ndarray:
     return _to_array(scaled.crop((left, top, left + size, top + size)))
 
 
+def semantic_map(classes: np.ndarray, size: int, num_classes: int, mirrored: bool) -> np.ndarray:
+    """Returns the classes [H, W] uint8 of an image's pixels as `center_crop` cuts the image, [size, size] int32.
+
+    Each pixel takes the class of the nearest one. ValueError where there is a class of `num_classes` or above.
+    """
+    if classes.max() >= num_classes:
+        raise ValueError(
+            f"a map has the class {classes.max()}, but config.conditions.spatial.num_classes={num_classes}; mend one"
+        )
+    if classes.shape != (size, size):
+        scale = size / min(classes.shape)
+        scaled = Image.fromarray(classes).resize(
+            (round(classes.shape[1] * scale), round(classes.shape[0] * scale)), Image.Resampling.NEAREST
+        )
+        left, top = (scaled.width - size) // 2, (scaled.height - size) // 2
+        classes = np.asarray(scaled.crop((left, top, left + size, top + size)))
+    return (classes[:, ::-1] if mirrored else classes).astype(np.int32)
+
+
 def horizontal_flip(image: np.ndarray) -> np.ndarray:
     """Returns the mirror image, left for right."""
     return image[:, ::-1]

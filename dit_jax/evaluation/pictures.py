@@ -1,6 +1,7 @@
 """Grids of images that show how a model does."""
 
-from collections.abc import Callable
+import colorsys
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from dit_jax.config import Config
 from dit_jax.metrics.picture import make_grid, to_uint8
 from dit_jax.models.build import build_model
+from dit_jax.models.spatial import reduced
 from dit_jax.types import Array, Params
 
 COLUMNS = 10  # of a grid, where the classes do not set them
@@ -23,10 +25,49 @@ def make_reconstructor(config: Config) -> Callable[[Params, Array], Array]:
 
 def reconstruction_grid(images: np.ndarray, reconstructions: Array) -> np.ndarray:
     """Returns a grid uint8 [H, W, 3]: a row of originals above a row of their reconstructions, in turn."""
-    pairs = [np.asarray(to_uint8(x)) for x in (images, reconstructions)]
-    starts = range(0, len(images) - len(images) % COLUMNS or len(images), COLUMNS)
-    rows = [x[start : start + COLUMNS] for start in starts for x in pairs]
-    return make_grid(np.concatenate(rows), columns=min(COLUMNS, len(images)))
+    return comparison_grid([np.asarray(to_uint8(x)) for x in (images, reconstructions)])
+
+
+def comparison_grid(series: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns a grid uint8 [H, W, 3] of series of images, [N, H, W, C] uint8 each: a row of each above one another."""
+    num = len(series[0])
+    starts = range(0, num - num % COLUMNS or num, COLUMNS)
+    rows = [x[start : start + COLUMNS] for start in starts for x in series]
+    return make_grid(np.concatenate(rows), columns=min(COLUMNS, num))
+
+
+def condition_grid(config: Config, samples: np.ndarray, examples: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Returns a grid uint8 [H, W, 3] of samples for the conditions of examples, between these and their originals.
+
+    Args:
+      samples: [N, H, W, 3] uint8; examples: the arrays of a batch (`data.pipeline`), [N, ...] each.
+    """
+    shown = [samples]
+    if config.spatial is not None:
+        shown.insert(0, spatial_picture(config, examples))
+    if "image" in examples:
+        shown.append(np.broadcast_to(to_uint8(examples["image"]), samples.shape))
+    return comparison_grid(shown)
+
+
+def spatial_picture(config: Config, examples: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Returns what the spatial condition of examples looks like, [N, S, S, 3] uint8; holes are grey."""
+    images = examples["image"]
+    size, kind = (len(images), *images.shape[1:3], 3), config.spatial.kind
+    if kind == "semantic":
+        return class_colours(config.spatial.num_classes)[examples["map"]]
+    if kind == "inpainting":
+        return np.broadcast_to(to_uint8(np.where(examples["hole"] > 0, 0.0, images)), size)
+    small = np.asarray(to_uint8(reduced(images, config.spatial.factor)))
+    return np.broadcast_to(small.repeat(config.spatial.factor, axis=1).repeat(config.spatial.factor, axis=2), size)
+
+
+def class_colours(num_classes: int) -> np.ndarray:
+    """Returns a colour a class, [num_classes, 3] uint8: the first is white, the others of hues far from one another."""
+    hues = (0.618034 * np.arange(1, num_classes)) % 1.0
+    return np.array(
+        [(255, 255, 255)] + [[round(255 * c) for c in colorsys.hsv_to_rgb(h, 0.7, 0.9)] for h in hues], np.uint8
+    )
 
 
 def sample_grid(images: np.ndarray, num_classes: int) -> np.ndarray:

@@ -111,6 +111,8 @@ def abstract_conditions(config: Config, batch_size: int = 1) -> Conditions:
         else:
             abstract["text"]["states"] = jax.ShapeDtypeStruct((*shape, text.frozen_width), jnp.float32)
             abstract["text"]["pooled"] = jax.ShapeDtypeStruct((batch_size, text.frozen_width), jnp.float32)
+    if config.spatial is not None:
+        abstract["spatial"] = jax.ShapeDtypeStruct((batch_size, *config.spatial_shape), jnp.float32)
     return {name: abstract[name] for name in config.condition_dropout}
 
 

@@ -5,6 +5,7 @@ Raw conditions are a dict, [B, ...] each, of those that the model was trained wi
     label    [B] int32 in [0, num_classes]; num_classes is the null class
     text     of a trained encoder: ids [B, L] int32, and mask [B, L] bool, False behind a caption's end
              of a frozen one: its states [B, L, E] and pooled [B, E] float32, and that mask; of the null all is False
+    spatial  [B, H, W, K] float32, of the input's own H and W (`models.spatial`); zeros are the null
 
 A network's conditioners turn them into one `Condition`, which its blocks read as they were built to. The null of a
 condition is what it is replaced by in training at times, and in guidance (arXiv:2207.12598): none of it.
@@ -18,10 +19,13 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from dit_jax.config import Config
+from dit_jax.models.autoencoder import Codec
+from dit_jax.models.spatial import batch_spatial
 from dit_jax.models.text_encoder import TextEncoder, TextShape
 from dit_jax.nn.embeddings import normal_init
 from dit_jax.nn.linear import Linear
-from dit_jax.types import Array, Conditions, PRNGKey
+from dit_jax.types import Array, Batch, Conditions, PRNGKey
 
 
 @flax.struct.dataclass
@@ -76,6 +80,22 @@ def join_conditions(conditions: Sequence[Condition]) -> Condition:
 def as_conditions(conditions: Array | Conditions) -> Conditions:
     """Returns raw conditions as a dict; labels alone may be given as their array."""
     return dict(conditions) if isinstance(conditions, Mapping) else {"label": conditions}
+
+
+def batch_conditions(config: Config, batch: Batch, codec: Codec | None) -> Conditions:
+    """Returns the raw conditions of a batch of examples that the denoiser reads.
+
+    codec: the autoencoder that encodes in each step, where the config asks for that.
+    """
+    made = {"spatial": batch_spatial}
+    return {
+        name: made[name](config, batch, codec) if name in made else batch[name] for name in config.condition_dropout
+    }
+
+
+def with_spatial(x_t: Array, conditions: Conditions) -> Array:
+    """Returns x_t [B, H, W, C] with the channels of the spatial condition behind its own, where there is one."""
+    return jnp.concatenate([x_t, conditions["spatial"]], axis=-1) if "spatial" in conditions else x_t
 
 
 def null_conditions(conditions: Conditions, names: Iterable[str], num_classes: int) -> Conditions:

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dit_jax.models.conditioners import Condition, SequenceConditioner, as_conditions, join_conditions
+from dit_jax.models.conditioners import Condition, SequenceConditioner, as_conditions, join_conditions, with_spatial
 from dit_jax.models.text_encoder import TextShape
 from dit_jax.nn.attention import CrossAttention, SelfAttention
 from dit_jax.nn.constraints import TOKENS, constrain
@@ -104,10 +104,10 @@ class DiT(nn.Module):
     @nn.compact
     def __call__(self, x_t: Array, t: Array, conditions: Conditions | Array) -> Array:
         _, height, width, _ = x_t.shape
-        p = self.patch_size
-        x = Linear(self.width, name="x_embedder")(patchify(x_t, p))  # [B, T, D]
+        p, conditions = self.patch_size, as_conditions(conditions)
+        x = Linear(self.width, name="x_embedder")(patchify(with_spatial(x_t, conditions), p))  # [B, T, D]
         x = constrain(x + sincos_2d(height // p, width // p, self.width), TOKENS)
-        x = self._blocks(x, self._condition(t, as_conditions(conditions)))
+        x = self._blocks(x, self._condition(t, conditions))
         return unpatchify(x, p, height)
 
     def _condition(self, t: Array, conditions: Conditions) -> Condition:

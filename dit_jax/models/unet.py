@@ -12,7 +12,7 @@ import functools
 import flax.linen as nn
 import jax.numpy as jnp
 
-from dit_jax.models.conditioners import Condition, SequenceConditioner, as_conditions, join_conditions
+from dit_jax.models.conditioners import Condition, SequenceConditioner, as_conditions, join_conditions, with_spatial
 from dit_jax.models.text_encoder import TextShape
 from dit_jax.nn.constraints import IMAGES, constrain
 from dit_jax.nn.embeddings import LabelEmbedder, TimestepEmbedder
@@ -67,9 +67,10 @@ class UNet(nn.Module):
         factor = 2 ** (len(self.channel_multipliers) - 1)
         if height % factor or width % factor:
             raise ValueError(f"{height} x {width} must be divisible by {factor}, the U-Net's downsampling")
-        c = self._condition(t, as_conditions(conditions))
+        conditions = as_conditions(conditions)
+        c = self._condition(t, conditions)
         widths = [self.base_channels * multiplier for multiplier in self.channel_multipliers]
-        h = constrain(conv(self.base_channels, "conv_in")(x_t), IMAGES)
+        h = constrain(conv(self.base_channels, "conv_in")(with_spatial(x_t, conditions)), IMAGES)
         skips = [h]
         for level, channels in enumerate(widths):
             for i in range(self.num_res_blocks):

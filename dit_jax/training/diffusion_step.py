@@ -9,9 +9,9 @@ from dit_jax.diffusion.losses import hybrid_loss
 from dit_jax.diffusion.process import make_process
 from dit_jax.models.autoencoder import Codec, draw_latents
 from dit_jax.models.build import build_denoiser
-from dit_jax.models.conditioners import drop_conditions
+from dit_jax.models.conditioners import batch_conditions, drop_conditions
 from dit_jax.training.step import LossFn
-from dit_jax.types import Array, Batch, Conditions, Params, PRNGKey
+from dit_jax.types import Array, Batch, Params, PRNGKey
 
 
 def encoded(batch: Batch, codec: Codec | None) -> Array:
@@ -28,11 +28,6 @@ def diffusion_input(config: Config, moments: Array, key: PRNGKey) -> Array:
     return config.latents.scale * draw_latents(moments, config.latents.shape[-1], key)
 
 
-def batch_conditions(config: Config, batch: Batch) -> Conditions:
-    """Returns the raw conditions of a batch."""
-    return {name: batch[name] for name in config.condition_dropout}
-
-
 def make_diffusion_loss(config: Config) -> LossFn:
     """Returns the training loss of a batch {"moments" or "image", conditions}, at uniform t, with conditions dropped.
 
@@ -46,7 +41,7 @@ def make_diffusion_loss(config: Config) -> LossFn:
         x_0 = diffusion_input(config, encoded(batch, codec), posterior_key)
         step = jax.random.randint(t_key, (x_0.shape[0],), 0, process.num_steps)
         noise = jax.random.normal(noise_key, x_0.shape)
-        conditions = drop_conditions(drop_key, batch_conditions(config, batch), rates, num_classes)
+        conditions = drop_conditions(drop_key, batch_conditions(config, batch, codec), rates, num_classes)
         model_fn = lambda *inputs: model.apply({"params": params}, *inputs)  # noqa: E731
         return hybrid_loss(process, model_fn, x_0, step, noise, conditions, config.diffusion.min_snr_gamma)
 
@@ -65,7 +60,7 @@ def make_diffusion_eval(config: Config) -> Callable[[Params, Batch, Codec | None
         x_0 = jax.vmap(lambda moments, key: diffusion_input(config, moments, key))(encoded(batch, codec), keys[:, 0])
         step = jax.vmap(lambda key: jax.random.randint(key, (), 0, process.num_steps))(keys[:, 1])
         noise = jax.vmap(lambda key: jax.random.normal(key, x_0.shape[1:]))(keys[:, 2])
-        conditions = batch_conditions(config, batch)
+        conditions = batch_conditions(config, batch, codec)
         model_fn = lambda *inputs: model.apply({"params": params}, *inputs)  # noqa: E731
         return hybrid_loss(process, model_fn, x_0, step, noise, conditions, config.diffusion.min_snr_gamma)
 

@@ -335,3 +335,30 @@ def test_extra_fields_of_tfds_are_its_strings_and_numbers(shipped, tmp_path):
         with pytest.raises(ValueError, match=f"has no string or number '{name}', only .*caption.*; choose of") as error:
             sources.open_source(dataclasses.replace(data, extra_fields=(name,)), "train")
         assert "\n" not in str(error.value)
+
+
+def test_map_of_an_image_is_read_beside_it(make_folder):
+    root = make_folder({"a": 2})
+    classes = np.random.default_rng(0).integers(0, 4, (6, 8)).astype(np.uint8)
+    (root / "maps").mkdir()
+    Image.fromarray(classes).save(root / "maps" / "grey.png")
+    palette = Image.fromarray(classes, mode="P")
+    palette.putpalette([255, 0, 0] * 4)  # the indices are the classes, whatever their colours
+    palette.save(root / "maps" / "palette.png")
+    write_metadata(
+        root / "a", [{"file_name": f"{i:03}.png", "classes": f"../maps/{name}.png"} for i, name in enumerate("xy")]
+    )
+    data = folder_config(root, num_classes=2, map_field="classes")
+    with pytest.raises(ValueError, match=r"the map '../maps/x.png' of image .* must lie below"):
+        sources.open_source(data, "train")
+    (root / "maps").rename(root / "a" / "maps")
+    rows = [{"file_name": f"{i:03}.png", "classes": f"maps/{name}.png"} for i, name in enumerate(("grey", "palette"))]
+    write_metadata(root / "a", rows)
+    source = sources.open_source(dataclasses.replace(data, num_classes=1), "train")
+    for example in source:
+        np.testing.assert_array_equal(example["map"], classes)
+    Image.fromarray(classes[:5]).save(root / "a" / "maps" / "grey.png")
+    with pytest.raises(ValueError, match=r"map .*grey.png is 8 x 5, but its image 8 x 6; they must be of one size"):
+        source[0]
+    with pytest.raises(ValueError, match="map_field='classes' needs an image folder"):
+        sources.open_source(DataConfig("fashion_mnist", 28, map_field="classes"), "train")

@@ -68,3 +68,18 @@ def test_flip_mirrors_columns():
     image = random_image(3, 4, 1)
     np.testing.assert_array_equal(transforms.horizontal_flip(image)[:, 0], image[:, -1])
     np.testing.assert_array_equal(transforms.horizontal_flip(transforms.horizontal_flip(image)), image)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_map_is_cut_as_its_image_is(mirrored):
+    """Four classes, an image's quarters; by brightness its own crop says where they are."""
+    classes = np.repeat(np.repeat([[0, 1, 3, 2], [2, 3, 1, 0]], 20, axis=0), 15, axis=1).astype(np.uint8)  # 40 x 60
+    image = np.repeat((60 * classes)[..., None], 3, axis=-1)
+    expected = np.round(transforms.center_crop(image, 16)[..., 0] / 60).astype(int)
+    if mirrored:
+        expected = expected[:, ::-1]
+    found = transforms.semantic_map(classes, 16, 4, mirrored)
+    assert found.shape == (16, 16) and found.dtype == np.int32
+    assert (found == expected).mean() > 0.85  # all but at the borders, which the image's filter blurs
+    with pytest.raises(ValueError, match="a map has the class 3, but config.conditions.spatial.num_classes=3"):
+        transforms.semantic_map(classes, 16, 3, mirrored)
