@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# How the condition should reach the network, in small (DiT paper, figure 5), beside the U-Net of LDM: trains on
+# Fashion-MNIST in pixels a DiT for each way, one with long skips (U-ViT) and a U-Net, all with the same multiply-adds,
+# measures samples of each, and writes a page with table, curves and grids. Takes half an hour on two CPU cores. Started
+# again, it goes on where it stopped.
+set -euo pipefail
+
+if [[ ${1:-} == -* || $# -gt 3 ]]; then
+  echo "Usage: launch/fusion.sh [WORKDIR [TERAMACS [NUM_SAMPLES]]]   (default: runs/fusion 3 2000)" >&2
+  echo "  TERAMACS  multiply-adds of the forward passes of a training, in 10^12" >&2
+  exit 2
+fi
+workdir=${1:-}
+if [[ -n $workdir && $workdir != /* ]]; then
+  workdir=$PWD/$workdir
+fi
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+workdir=${workdir:-runs/fusion}
+teramacs=${2:-3}
+num_samples=${3:-2000}
+# shellcheck source=launch/environment.sh
+source launch/environment.sh ""
+
+report=(dit-jax report --output="$workdir/report.html" --charts="$workdir/charts")
+for name in adaln_zero cross_attention in_context mixed long_skips unet; do
+  config=configs/fashion_mnist_pixels.py:$name
+  run=$workdir/$name
+  macs=$(dit-jax info --config="$config" --json | python -c 'import json, sys; print(json.load(sys.stdin)["macs"])')
+  num_steps=$(python -c "print(max(20, int($teramacs * 1e12 / ($macs * 32))))") # batch 32, as the config has it
+  if [[ ! -d $run/checkpoints/$num_steps ]]; then
+    dit-jax train --config="$config" --workdir="$run" --config.training.num_train_steps="$num_steps" \
+      --config.training.global_batch_size=32 --config.training.eval_every_steps=$((num_steps / 5)) \
+      --config.optimizer.warmup_steps=$((num_steps / 20))
+  fi
+  if [[ ! -f $run/evaluation/evaluation.json ]]; then
+    dit-jax evaluate --workdir="$run" --num_samples="$num_samples" --metrics=fd,recognised --features=classifier \
+      --batch_size=100
+  fi
+  report+=(--workdir="$run")
+done
+"${report[@]}"
