@@ -277,6 +277,13 @@ class SamplingConfig:
     x_0_limit: float | None = None  # clip the predicted x_0 to [-limit, limit]; 1.0 for pixels
     x_0_percentile: float | None = None  # where this of |x_0| is above the limit, scale it down to it (Imagen)
     eta: float = 0.0  # DDIM's noise (arXiv:2010.02502, eq. 16); 0 is deterministic
+    # Image to image: the walk starts from a given image with the noise of this share of its steps, and goes down these
+    # alone; 1: from noise alone.
+    strength: float = 1.0
+    # Where pixels are known: how often each `jump_length` steps are walked, from what they led to noised again, so that
+    # what is painted comes to fit (RePaint, arXiv:2201.09865, section 4.2).
+    num_resamplings: int = 1
+    jump_length: int = 10
     batch_size: int = 64  # images that a device draws at once
     decode_batch_size: int = 16  # of them decoded at once: the autoencoder's activations are far larger than the DiT's
     decode_tile: int | None = None  # latents wider or higher than this are decoded by tiles of it; None: whole
@@ -825,6 +832,15 @@ def check_sampling(sampling: SamplingConfig, config: Config) -> None:
     _require(
         decode_tile is None or decode_tile >= MIN_TILE,
         f"sampling {decode_tile=} must be {MIN_TILE} or more, or None for whole",
+    )
+    _require(
+        0 < sampling.strength <= 1,
+        f"sampling strength={sampling.strength} must be above 0 (the image as it is) and at most 1 (noise alone)",
+    )
+    _require(
+        sampling.num_resamplings == 1 or sampling.sampler in ("ancestral", "ddim"),
+        f"sampling num_resamplings={sampling.num_resamplings} must be 1 for {sampling.sampler}, whose steps build on "
+        "those before; use ancestral or ddim",
     )
     _require(0 <= sampling.eta <= 1, f"sampling eta={sampling.eta} must be from 0 (deterministic) to 1 (ancestral)")
     own_scales = dict(sampling.cfg_scales)

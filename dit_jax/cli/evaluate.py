@@ -1,6 +1,7 @@
 """Measures samples against a reference, or how an autoencoder reconstructs; each result has its protocol with it.
 
-Of a diffusion run, or of a file of samples: Frechet distance (FID where the features are Inception's), sFID, KID,
+Of a run of super-resolution or inpainting: PSNR, SSIM and LPIPS of held-out images restored, beside the simplest way.
+Of another diffusion run, or of a file of samples: Frechet distance (FID where the features are Inception's), sFID, KID,
 inception score, precision, recall, and the share of samples that a classifier recognises. Of an autoencoder: PSNR,
 SSIM, LPIPS and use of the codebook. Two results compare with --compare A.json B.json, if their protocols are the same.
 """
@@ -12,7 +13,15 @@ import json
 import os
 import pathlib
 
-from dit_jax.config import ComputeConfig, Config, DataConfig, EvaluationConfig, check_config, override_config
+from dit_jax.config import (
+    AutoencoderConfig,
+    ComputeConfig,
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    check_config,
+    override_config,
+)
 
 HELP = "measures samples, a diffusion model or an autoencoder, with the protocol"
 NUM_PICTURES = 50  # images in an autoencoder's grid
@@ -89,7 +98,9 @@ def run(args: argparse.Namespace) -> None:
     step, config = find_checkpoint(args.workdir)
     config = override_config(config, args.overrides)
     use_compilation_cache(ComputeConfig().compilation_cache)  # its programs are run: no folder that a workdir names
-    evaluate_stage = evaluate_autoencoder if config.stage == "autoencoder" else evaluate_diffusion
+    restores = config.spatial is not None and config.spatial.kind != "semantic"
+    evaluate_stage = evaluate_restoration if restores else evaluate_diffusion
+    evaluate_stage = evaluate_autoencoder if config.stage == "autoencoder" else evaluate_stage
     evaluate_stage(args, step, config)
 
 
@@ -173,6 +184,56 @@ def evaluate_diffusion(args: argparse.Namespace, step: int, config: Config) -> N
         finish(args, evaluate({}), output)
     else:
         finish_sweep(args, points, run_sweep(points, output / "sweep", expected, evaluate), output)
+
+
+def evaluate_restoration(args: argparse.Namespace, step: int, config: Config) -> None:
+    """Measures super-resolution or inpainting of held-out images; writes `restoration.json` and a picture."""
+    lpips_path = args.lpips or AutoencoderConfig.lpips_path
+    settings = sample_settings(args, config, {})
+
+    from PIL import Image
+
+    from dit_jax.data.pipeline import image_transform, spatial_arrays
+    from dit_jax.data.sources import open_source, source_identity
+    from dit_jax.evaluation.evaluated import checkpoint_protocol, checkpoint_subject
+    from dit_jax.evaluation.loaded import load
+    from dit_jax.evaluation.pictures import condition_grid
+    from dit_jax.evaluation.restoration import RESTORED, measure_restorations, restore
+    from dit_jax.perceptual.lpips import load_lpips
+
+    has_lpips = bool(args.lpips) or os.path.isfile(lpips_path)
+    lpips_params = load_lpips(lpips_path) if has_lpips else None
+    source = open_source(config.data, config.data.eval_split)
+    transform = image_transform(config.data, train=False, conditions=spatial_arrays(config.data, config.spatial))
+    settings = dataclasses.replace(settings, num_samples=min(settings.num_samples, len(source)))
+    model = load(args.workdir, step, average=args.average, ema_length=args.ema_length)
+    output = pathlib.Path(args.output or pathlib.Path(args.workdir) / "evaluation")
+    output.mkdir(parents=True, exist_ok=True)
+    found = restore(model, settings.sampling, settings.seed, source, transform, settings.num_samples, output)
+    values = measure_restorations(config, found, lpips_params)
+    protocol = checkpoint_protocol(model, args.average, settings)
+    results = values | {"data": source_identity(config.data), "split": config.data.eval_split}
+    results |= {"spatial": dataclasses.asdict(config.spatial)} | checkpoint_subject(model) | protocol
+    grid = condition_grid(config, [found.drawn[:NUM_PICTURES], found.baseline[:NUM_PICTURES]], found.examples)
+    Image.fromarray(grid).save(output / "restorations.png")
+    (output / "restoration.json").write_text(json.dumps(results, indent=2) + "\n")
+    if args.json:
+        print(json.dumps(results))
+        return
+    print(f"{len(found.images):,} held-out images of {config.data.name}, checkpoint of step {step}")
+    baseline = RESTORED[config.spatial.kind]
+    rows = [["", "drawn", baseline]]
+    for name in ("psnr", "ssim", "lpips"):
+        if name in values:
+            rows.append([LABELS[name], f"{values[name]:.4g}", f"{values[f'{baseline}_{name}']:.4g}"])
+    print_table(rows)
+    if "known_pixels_exact" in values:
+        print(f"known pixels are {'exact' if values['known_pixels_exact'] else 'NOT exact'}")
+    if not has_lpips:
+        print("LPIPS is not measured: its weights are missing; ./launch/lpips_weights.sh fetches them")
+    print(
+        f"written: {output / 'restoration.json'}, {output / 'restorations.png'} (rows: given, drawn, {baseline}, true)"
+    )
 
 
 def sample_settings(args: argparse.Namespace, config: Config, point: dict):

@@ -8,8 +8,12 @@ import argparse
 import dataclasses
 import pathlib
 import re
+import typing
 
-from dit_jax.config import ComputeConfig, override_config
+from dit_jax.config import ComputeConfig, Config, override_config
+
+if typing.TYPE_CHECKING:
+    from dit_jax.evaluation.given import Given
 
 HELP = "draws images from a trained diffusion model"
 NUM_PICTURES = 100  # images in the grid
@@ -21,6 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="DIR", help="where the images go (default: WORKDIR/samples/drawn)")
     parser.add_argument("--num_samples", type=int, default=100, help="default: %(default)s")
     parser.add_argument("--labels", metavar="L[,L...]", help="classes, taken in turn (default: all of them)")
+    images = parser.add_argument_group(
+        "from images", "files of the model's size; several, with commas, are taken in turn"
+    )
+    images.add_argument("--image", metavar="FILE", help="to enlarge, to paint in (with --mask), or to start from")
+    images.add_argument("--mask", metavar="FILE", help="white where to paint; elsewhere the image stays as it is")
+    images.add_argument("--map", metavar="FILE", help="of the pixels' classes, for a model of semantic synthesis")
+    images.add_argument("--strength", help="of the noise on the image that the drawing starts from, below 1")
     parser.add_argument("--sampler", help="ancestral, ddim, dpm_solver or plms (default: the run's config.sampling)")
     parser.add_argument("--steps", help="a count, ddimN, or timesteps with commas between (default: the run's)")
     parser.add_argument("--cfg_scale", help="guidance, 1 is none (default: the run's config.sampling)")
@@ -41,19 +52,22 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--num_samples={args.num_samples} must be positive")
     if args.num_frames < 0:
         raise ValueError(f"--num_frames={args.num_frames} must not be negative")
-    settings = {"num_steps": parse_steps(args.steps), "seed": args.seed}
+    parse_steps(args.steps)
     from dit_jax.checkpoint import find_checkpoint
 
     _, config = find_checkpoint(args.workdir)
     if config.stage != "diffusion":
         raise ValueError(f"--workdir={args.workdir} is a run of stage {config.stage!r}; give a diffusion run's")
-    flags = {"sampler": args.sampler, "cfg_scale": args.cfg_scale, "eta": args.eta}
+    flags = {"sampler": args.sampler, "cfg_scale": args.cfg_scale, "eta": args.eta, "strength": args.strength}
     flags = [(f"sampling.{name}", value) for name, value in flags.items() if value is not None]
     config = override_config(config, [*flags, *args.overrides])
     classes = parse_labels(args.labels, config.data.num_classes)
+    given = given_images(args, config)
+    given.check(config)
     output = pathlib.Path(args.output or pathlib.Path(args.workdir) / "samples" / "drawn")
     output.mkdir(parents=True, exist_ok=True)
 
+    import jax
     import numpy as np
 
     from dit_jax.evaluation.drawing import SAMPLES_NAME, Drawing, is_drawn, write_picture, write_record, write_samples
@@ -66,7 +80,9 @@ def run(args: argparse.Namespace) -> None:
     use_compilation_cache(ComputeConfig().compilation_cache)  # its programs are run: no folder that a workdir names
     labels = np.resize(np.array(classes, np.int32), args.num_samples)
     model = dataclasses.replace(load(args.workdir, average=args.average, ema_length=args.ema_length), config=config)
-    drawing = Drawing(model, labels, override_sampling(config.sampling, settings["num_steps"]), args.seed)
+    sampling = override_sampling(config.sampling, parse_steps(args.steps))
+    conditions, known = model.inputs(labels, given, sampling)
+    drawing = Drawing(model, conditions, sampling, args.seed, known)
     identity, samples, grid = drawing.identity(), output / SAMPLES_NAME, output / "grid.png"
     is_latent = model.codec is None and config.latents is not None
     with Parts(output, identity) as parts:
@@ -86,9 +102,38 @@ def run(args: argparse.Namespace) -> None:
         return
     print(f"{len(labels)} images: {samples}, {grid}")
     if args.num_frames:
-        frames = model.sample(labels[:MAX_STRIPS], num_frames=args.num_frames, **settings)
+        conditions, known = jax.tree.map(lambda leaf: leaf[:MAX_STRIPS], (conditions, known))
+        frames = model.draw(conditions, sampling, args.seed, known, num_frames=args.num_frames)
         write_picture(output / "denoising.png", denoising_strips(frames))
         print(f"denoising: {output / 'denoising.png'}")
+
+
+def given_images(args: argparse.Namespace, config: Config) -> "Given":
+    """Returns the images of the flags, cut to the model's size as in training; ValueError where they do not fit."""
+    import numpy as np
+
+    from dit_jax.data.sources import read_classes, read_image
+    from dit_jax.data.transforms import center_crop, semantic_map, to_channels
+    from dit_jax.evaluation.given import Given
+
+    def read(flag: str, read_file) -> list:
+        return [read_file(pathlib.Path(name)) for name in (getattr(args, flag) or "").split(",") if name]
+
+    size, enlarges = config.data.image_size, config.spatial is not None and config.spatial.kind == "low_resolution"
+    images, masks = read("image", read_image), read("mask", read_image)
+    for i, mask in enumerate(masks if images else ()):
+        image = images[i % len(images)]
+        if mask.shape[:2] != image.shape[:2]:
+            sizes = [f"{x.shape[1]} x {x.shape[0]}" for x in (mask, image)]
+            raise ValueError(f"--mask={args.mask} is {sizes[0]}, but the image is {sizes[1]}: they must be of one size")
+    images = [to_channels(image, config.data.channels) for image in images]
+    # What is enlarged is not scaled before: that is the model's work.
+    images = images if enlarges else [center_crop(image, size) for image in images]
+    masks = [semantic_map((to_channels(mask, 1)[..., 0] >= 128).astype(np.uint8), size, 2, False) for mask in masks]
+    classes = [semantic_map(each, size, 256, False) for each in read("map", read_classes)]
+    if len({image.shape for image in images}) > 1:
+        raise ValueError(f"--image={args.image} must be images of one size")
+    return Given(*(np.stack(series) if series else None for series in (images, masks, classes)))
 
 
 def parse_steps(text: str | None) -> str | list[int] | None:

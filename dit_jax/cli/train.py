@@ -377,7 +377,7 @@ def diffusion_task(config: Config, mesh: "Mesh", workdir: pathlib.Path) -> "Task
     def draw(params) -> dict:
         given, examples = conditions(NUM_PICTURES)
         images = generator()(params, given, PICTURE_SEED)
-        grid = sample_grid(images, num_classes) if not examples else condition_grid(config, images, examples)
+        grid = sample_grid(images, num_classes) if not examples else condition_grid(config, [images], examples)
         return {"samples": grid}
 
     return make_task(

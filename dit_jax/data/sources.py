@@ -165,9 +165,14 @@ def read_image(path: pathlib.Path) -> np.ndarray:
     return _decode(path, str(path))
 
 
+def read_classes(path: pathlib.Path) -> np.ndarray:
+    """Returns a picture of classes, [H, W] uint8: the levels of a grey one, the indices of one with a palette."""
+    return _decode(path, str(path), as_classes=True)[..., 0]
+
+
 def _read_map(path: pathlib.Path, image: np.ndarray) -> np.ndarray:
     """Returns a picture of classes, grey or with a palette, [H, W] uint8; ValueError unless as large as its image."""
-    classes = _decode(path, str(path), as_classes=True)[..., 0]
+    classes = read_classes(path)
     if classes.shape != image.shape[:2]:
         sizes = [f"{width} x {height}" for height, width in (classes.shape, image.shape[:2])]
         raise ValueError(f"map {path} is {sizes[0]}, but its image {sizes[1]}; they must be of one size")

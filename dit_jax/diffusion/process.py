@@ -95,6 +95,11 @@ def respace(process: Process, num_steps: int | Sequence[int], spacing: str = "ev
     return dataclasses.replace(process, betas=betas, timesteps=process.timesteps[steps])
 
 
+def first_steps(process: Process, num_steps: int) -> Process:
+    """Returns the process that ends after its first steps: of an image that was noised no further."""
+    return dataclasses.replace(process, betas=process.betas[:num_steps], timesteps=process.timesteps[:num_steps])
+
+
 def at(table: np.ndarray, step: Array) -> Array:
     """Returns table[step] as float32 [B, 1, 1, 1]: a coefficient per image; the one cast of the float64 tables."""
     return jnp.asarray(table, jnp.float32)[step].reshape(-1, 1, 1, 1)

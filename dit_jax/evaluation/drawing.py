@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from dit_jax.checkpoint import params_digest
 from dit_jax.config import SamplingConfig, check_sampling, config_to_dict
-from dit_jax.evaluation.generate import check_conditions, make_draw, put_rows
+from dit_jax.evaluation.generate import KnownImages, check_conditions, check_known, make_draw, put_rows
 from dit_jax.evaluation.loaded import LoadedModel
 from dit_jax.evaluation.parts import Parts
 from dit_jax.types import Conditions
@@ -37,12 +37,21 @@ class Drawing:
 
     Args:
       model: of stage "diffusion"; conditions: labels [N] or more, as for `LoadedModel.sample`; sampling: how; seed: of
-        the noise.
+        the noise; known: images to paint in or to start from.
     """
 
-    def __init__(self, model: LoadedModel, conditions: Sequence[int] | Conditions, sampling: SamplingConfig, seed: int):
+    def __init__(
+        self,
+        model: LoadedModel,
+        conditions: Sequence[int] | Conditions,
+        sampling: SamplingConfig,
+        seed: int,
+        known: KnownImages | None = None,
+    ):
         self._conditions, self.num_images = check_conditions(model.config, conditions)
         check_sampling(sampling, model.config)
+        check_known(model.config, sampling, known)
+        self._known = known
         self._model, self._sampling, self._seed = model, sampling, seed
 
     def identity(self) -> dict[str, Any]:
@@ -62,6 +71,7 @@ class Drawing:
             "seed": self._seed,
             "num_samples": self.num_images,
             "conditions": {name: _digest(value) for name, value in self._conditions.items()},
+            "known": None if self._known is None else _digest(self._known),
             "device": f"{device.platform} {device.device_kind}",
             "jax": jax.__version__,
         }
@@ -108,8 +118,9 @@ class Drawing:
             drawn = numbers[start : start + at_once]
             padded = [*drawn, *[drawn[-1]] * (at_once - len(drawn))]
             rows = np.concatenate([np.resize(self._rows(number), size) for number in padded])
-            inputs = put_rows(rows, self._conditions, model.mesh)
-            queue.append((drawn, draw(model.params, model.codec, self._seed, *inputs)))
+            rows, (conditions, known) = put_rows(rows, (self._conditions, self._known), model.mesh)
+            images = draw(model.params, model.codec, self._seed, rows, conditions, known=known)
+            queue.append((drawn, images))
             if len(queue) > 1:
                 yield from finished()
         while queue:

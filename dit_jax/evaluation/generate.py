@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,23 +20,36 @@ from tqdm import tqdm
 from dit_jax.config import Config, SamplingConfig, check_sampling
 from dit_jax.diffusion.guidance import guidance_scales, guided
 from dit_jax.diffusion.parameterization import Prediction, predict
-from dit_jax.diffusion.process import make_process, respace
+from dit_jax.diffusion.process import add_noise, first_steps, make_process, respace
 from dit_jax.diffusion.samplers import make_sampler
-from dit_jax.diffusion.samplers.scan import sample
+from dit_jax.diffusion.samplers.scan import Known, image_noise, sample
 from dit_jax.metrics.picture import to_uint8
 from dit_jax.models.autoencoder import Codec
 from dit_jax.models.build import build_denoiser
 from dit_jax.models.conditioners import as_conditions, null_conditions
+from dit_jax.models.spatial import hole_on_grid
 from dit_jax.parallel.mesh import batch_sharding, batch_shards, to_host, traced_on
 from dit_jax.types import Array, Conditions, ModelFn, Params
+
+
+class KnownImages(NamedTuple):
+    """Images to paint in, or to start from: a row for each image that is drawn.
+
+    image: [N, S, S, C] uint8. hole: [N, S, S, 1] bool, True where to paint: all other pixels of what is drawn are the
+    image's own; None: the whole image is drawn, from this one as `sampling.strength` says.
+    """
+
+    image: np.ndarray
+    hole: np.ndarray | None = None
 
 
 def make_generator(
     config: Config, sampling: SamplingConfig, codec: Codec | None, mesh: Mesh, num_frames: int = 0
 ) -> Callable[..., np.ndarray]:
-    """Returns `generate(params, conditions, seed, progress=False) -> uint8 [N, H, W, 3]`, compiled at its first call.
+    """Returns `generate(params, conditions, seed, progress=False, known=None) -> uint8 [N, H, W, 3]`.
 
-    Conditions are raw ones, [N, ...] each (`models.conditioners`); labels alone may be given as their array.
+    It is compiled at its first call. Conditions are raw ones, [N, ...] each (`models.conditioners`); labels alone may
+    be given as their array. known: `KnownImages`.
 
     Args:
       config: of the denoiser.
@@ -46,13 +60,21 @@ def make_generator(
     """
     draw, batch_size = make_draw(config, sampling, mesh, num_frames)
 
-    def generate(params: Params, conditions: Conditions | np.ndarray, seed: int, progress: bool = False) -> np.ndarray:
+    def generate(
+        params: Params,
+        conditions: Conditions | np.ndarray,
+        seed: int,
+        progress: bool = False,
+        known: KnownImages | None = None,
+    ) -> np.ndarray:
         conditions, num_images = check_conditions(config, conditions)
+        check_known(config, sampling, known)
         images = []
         starts = range(0, num_images, batch_size)
         for start in tqdm(starts, desc="sampling", unit="batch", disable=not progress):
             rows = np.minimum(np.arange(start, start + batch_size), num_images - 1)  # the last batch repeats its end
-            images.append(to_host(draw(params, codec, seed, *put_rows(rows, conditions, mesh))))
+            rows, inputs = put_rows(rows, (conditions, known), mesh)
+            images.append(to_host(draw(params, codec, seed, rows, inputs[0], known=inputs[1])))
         return np.concatenate(images)[:num_images]
 
     return generate
@@ -84,14 +106,40 @@ def check_conditions(config: Config, conditions: Conditions | np.ndarray) -> tup
     return {name: given[name] for name in config.condition_dropout}, next(iter(counts.values()))
 
 
-def put_rows(rows: np.ndarray, conditions: Conditions, mesh: Mesh) -> tuple[Array, Conditions]:
-    """Returns what `draw` takes of the images numbered `rows` [B]: these numbers and their conditions, on the mesh."""
-    own = jax.tree.map(lambda leaf: leaf[rows], conditions)
+def check_known(config: Config, sampling: SamplingConfig, known: KnownImages | None) -> None:
+    """Raises ValueError where known images are not those of the config, or have no use or are missing."""
+    if known is None:
+        if sampling.strength < 1:
+            raise ValueError(f"sampling strength={sampling.strength} needs an image to start from; give one, or 1")
+        return
+    size, channels = config.data.image_size, config.data.channels
+    if known.image.shape[1:] != (size, size, channels) or known.image.dtype != np.uint8:
+        raise ValueError(
+            f"an image must be uint8 of the model's {size} x {size} x {channels}, not {known.image.dtype} "
+            f"{known.image.shape[1:]}; scale or crop it"
+        )
+    if known.hole is None and sampling.strength == 1:
+        raise ValueError("an image to start from needs sampling strength below 1, or a mask; give one of them")
+    if known.hole is not None and known.hole.shape[1:] != (size, size, 1):
+        raise ValueError(
+            f"a mask must be as large as the image, {size} x {size}, not {known.hole.shape[1:3]}; scale it"
+        )
+
+
+def require_codec(config: Config, codec: Codec | None) -> None:
+    """Raises ValueError where images cannot be encoded: the model is of latents, and its autoencoder is not there."""
+    if config.latents is not None and codec is None:
+        raise ValueError("the model has no autoencoder to encode images with; convert it with --autoencoder")
+
+
+def put_rows(rows: np.ndarray, inputs: Any, mesh: Mesh) -> tuple[Array, Any]:
+    """Returns what `draw` takes of the images numbered `rows` [B]: these numbers and their inputs, on the mesh."""
+    own = jax.tree.map(lambda leaf: leaf[rows], inputs)
     return jax.device_put((rows.astype(np.int32), own), batch_sharding(mesh))
 
 
 def make_draw(config: Config, sampling: SamplingConfig, mesh: Mesh, num_frames: int = 0) -> tuple[Callable, int]:
-    """Returns the jitted `draw(params, codec, seed, indices, conditions)` of a batch of images, and that batch's size.
+    """Returns the jitted `draw(params, codec, seed, indices, conditions, known=None)` of a batch, and the batch's size.
 
     It is what `make_generator` runs; its arguments are the same, and its indices [B] int32. Each of the
     mesh's parts of a batch has `sampling.batch_size` images.
@@ -101,18 +149,33 @@ def make_draw(config: Config, sampling: SamplingConfig, mesh: Mesh, num_frames: 
     training_process = make_process(config.diffusion)
     spacing = sampling.spacing or ("trailing" if sampling.sampler == "dpm_solver" else "even")
     process = respace(training_process, sampling.timesteps or sampling.num_steps, spacing)
+    process = first_steps(process, max(1, round(sampling.strength * process.num_steps)))
     sampler = make_sampler(sampling)
+    reads_hole = config.spatial is not None and config.spatial.kind == "inpainting"
     num_chunks = count_chunks(sampling.batch_size, sampling.decode_batch_size)
 
-    def draw(params: Params, codec: Codec | None, seed: Array, indices: Array, conditions: Conditions) -> Array:
+    def draw(
+        params: Params,
+        codec: Codec | None,
+        seed: Array,
+        indices: Array,
+        conditions: Conditions,
+        known: KnownImages | None,
+    ) -> Array:
         def to_images(x_0: Array) -> Array:
             images = to_uint8(x_0 if codec is None else codec.decode(x_0, tile=sampling.decode_tile))
             return jnp.broadcast_to(images, (*images.shape[:3], 3))
 
         def decode(x_0: Array) -> Array:
-            if codec is None:
-                return to_images(x_0) if config.latents is None else x_0
-            return in_chunks(to_images, x_0, num_chunks)
+            if codec is None and config.latents is not None:
+                return x_0
+            images = to_images(x_0) if codec is None else in_chunks(to_images, x_0, num_chunks)
+            return images if known is None or known.hole is None else jnp.where(known.hole, images, known.image)
+
+        def encode(images: Array) -> Array:
+            require_codec(config, codec)
+            images = images.astype(jnp.float32) / 127.5 - 1.0
+            return images if codec is None else in_chunks(codec.encode, images, num_chunks)
 
         def predict_fn(x_t: Array, step: Array) -> Prediction:
             t = jnp.asarray(process.timesteps)[step]
@@ -121,7 +184,24 @@ def make_draw(config: Config, sampling: SamplingConfig, mesh: Mesh, num_frames: 
 
         model_fn = guide(config, sampling, lambda *inputs: model.apply({"params": params}, *inputs))
         keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(indices)
-        x_0, kept = sample(process, predict_fn, sampler, keys, config.input_shape, keep_x_0=num_frames > 0)
+        x_T = around = None
+        if sampling.strength < 1:
+            noise = image_noise(keys, process.num_steps, config.input_shape)
+            x_T = add_noise(process, encode(known.image), jnp.full(keys.shape, process.num_steps - 1), noise)
+        if known is not None and known.hole is not None and not reads_hole:
+            around = Known(encode(known.image), hole_on_grid(config, known.hole))
+        x_0, kept = sample(
+            process,
+            predict_fn,
+            sampler,
+            keys,
+            config.input_shape,
+            x_T,
+            keep_x_0=num_frames > 0,
+            known=around,
+            num_resamplings=sampling.num_resamplings if around is not None else 1,
+            jump_length=sampling.jump_length,
+        )
         if not num_frames:
             return decode(x_0)
         frames = np.linspace(0, len(kept) - 1, num_frames).round().astype(int)
@@ -130,15 +210,16 @@ def make_draw(config: Config, sampling: SamplingConfig, mesh: Mesh, num_frames: 
     # By hand over "data", each device's part is the program that one device alone would run, to the last bit. Left to
     # the compiler, the two halves of guidance also move between devices.
     rows, whole = PartitionSpec("data"), PartitionSpec()
-    draw = jax.shard_map(
+    by_rows = jax.shard_map(
         draw,
         mesh=mesh.abstract_mesh,
-        in_specs=(whole, whole, whole, rows, rows),
+        in_specs=(whole, whole, whole, rows, rows, rows),
         out_specs=rows,
         axis_names={"data"},
         check_vma=False,  # the layers know nothing of it
     )
-    return jax.jit(traced_on(mesh, draw)), sampling.batch_size * batch_shards(mesh)
+    drawn = lambda *inputs, known=None: by_rows(*inputs, known)  # noqa: E731
+    return jax.jit(traced_on(mesh, drawn)), sampling.batch_size * batch_shards(mesh)
 
 
 def guide(config: Config, sampling: SamplingConfig, model_fn: ModelFn) -> ModelFn:

@@ -23,10 +23,12 @@ from dit_jax.checkpoint import (
     restore_eval_params,
 )
 from dit_jax.config import Config, MeshConfig, SamplingConfig, for_platform
-from dit_jax.evaluation.generate import make_generator, override_sampling
+from dit_jax.evaluation.generate import KnownImages, make_generator, override_sampling
+from dit_jax.evaluation.given import Given
 from dit_jax.models.autoencoder import Codec
 from dit_jax.models.averages import average_decays, length_name, reconstruction_weights
 from dit_jax.models.build import abstract_params, build_autoencoder, build_denoiser
+from dit_jax.models.conditioners import as_conditions
 from dit_jax.parallel.mesh import make_mesh, replicated
 from dit_jax.types import Array, Conditions, Params
 
@@ -48,11 +50,15 @@ class LoadedModel:
 
     def sample(
         self,
-        labels: Sequence[int] | Conditions,
+        labels: Sequence[int] | Conditions | None = None,
         num_steps: int | str | Sequence[int] | None = None,
         cfg_scale: float | None = None,
         seed: int = 0,
         *,
+        num_images: int | None = None,
+        image: np.ndarray | None = None,
+        mask: np.ndarray | None = None,
+        classes: np.ndarray | None = None,
         progress: bool = False,
         num_frames: int = 0,
         **sampling,
@@ -63,16 +69,55 @@ class LoadedModel:
         `config.data.num_classes` asks for no class. A model of latents without an autoencoder (converted without
         one) returns the latents, float32 [N, h, w, c] at unit variance.
 
+        With an image and a mask every model paints in the mask, and leaves the other pixels as they are; with an image
+        and `strength` below 1 it draws from that one, noised. A model of super-resolution enlarges the image, one of
+        semantic synthesis draws for `classes`.
+
         Args:
-          labels: [N], or a dict of raw conditions [N, ...] (`models.conditioners`).
+          labels: [N], or a dict of raw conditions [N, ...] (`models.conditioners`); None for a model that reads none.
+          num_images: N where there are no labels; None: 1.
           num_steps: a count, "ddimN" or the timesteps themselves, ascending.
           cfg_scale: of classifier-free guidance; seed: of the noise; progress: show a bar.
+          image, mask, classes: see `given.Given`; one, or several in turn.
           num_frames: where positive, the images are [N, num_frames, H, W, 3]: predictions of x_0 on the way.
-          sampling: further fields of `SamplingConfig`, such as `sampler` or `eta`.
+          sampling: further fields of `SamplingConfig`, such as `sampler`, `eta` or `strength`.
         """
         self._check_stage("diffusion", "sample")
         settings = override_sampling(self.config.sampling, num_steps, cfg_scale=cfg_scale, **sampling)
-        return self._generator(settings, num_frames)(self.params, labels, seed, progress)
+        conditions, known = self.inputs(labels, Given(image, mask, classes), settings, num_images)
+        return self.draw(conditions, settings, seed, known, progress=progress, num_frames=num_frames)
+
+    def inputs(
+        self,
+        labels: Sequence[int] | Conditions | None,
+        given: Given,
+        sampling: SamplingConfig,
+        num_images: int | None = None,
+    ) -> tuple[Conditions, KnownImages | None]:
+        """Returns raw conditions of labels (or more of them) and of what is given, and the images known from it."""
+        config = self.config
+        given.check(dataclasses.replace(config, sampling=sampling))
+        conditions = (
+            {} if labels is None else as_conditions(labels if isinstance(labels, Mapping) else np.array(labels))
+        )
+        num_images = num_images or (len(jax.tree.leaves(conditions)[0]) if conditions else 1)
+        if "label" not in config.condition_dropout:
+            conditions["label"] = np.zeros(num_images, np.int32)  # not read: it says how many images
+        conditions |= given.conditions(config, self.codec, num_images)
+        return conditions, given.known(config, num_images)
+
+    def draw(
+        self,
+        conditions: Conditions,
+        sampling: SamplingConfig,
+        seed: int,
+        known: KnownImages | None = None,
+        *,
+        progress: bool = False,
+        num_frames: int = 0,
+    ) -> np.ndarray:
+        """Returns the images of raw conditions, as `sample` does, of settings that are all given."""
+        return self._generator(sampling, num_frames)(self.params, conditions, seed, progress, known)
 
     def denoise(self, x_t: Array, t: Array, labels: Array | Conditions) -> Array:
         """Returns the network's output [B, H, W, 2C] float32: what it predicts, then the variance's interpolation.

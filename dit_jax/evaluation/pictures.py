@@ -2,6 +2,7 @@
 
 import colorsys
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -36,17 +37,18 @@ def comparison_grid(series: Sequence[np.ndarray]) -> np.ndarray:
     return make_grid(np.concatenate(rows), columns=min(COLUMNS, num))
 
 
-def condition_grid(config: Config, samples: np.ndarray, examples: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Returns a grid uint8 [H, W, 3] of samples for the conditions of examples, between these and their originals.
+def condition_grid(config: Config, samples: Sequence[np.ndarray], examples: Mapping[str, Any]) -> np.ndarray:
+    """Returns a grid uint8 [H, W, 3] of series of samples for the conditions of examples, between these and the truth.
 
     Args:
-      samples: [N, H, W, 3] uint8; examples: the arrays of a batch (`data.pipeline`), [N, ...] each.
+      samples: [N, H, W, 3] uint8 each; examples: the arrays of a batch (`data.pipeline`), [N, ...] each, or of more.
     """
-    shown = [samples]
+    examples = jax.tree.map(lambda leaf: leaf[: len(samples[0])], dict(examples))
+    shown = list(samples)
     if config.spatial is not None:
         shown.insert(0, spatial_picture(config, examples))
     if "image" in examples:
-        shown.append(np.broadcast_to(to_uint8(examples["image"]), samples.shape))
+        shown.append(np.broadcast_to(to_uint8(examples["image"]), samples[0].shape))
     return comparison_grid(shown)
 
 

@@ -1,0 +1,109 @@
+"""Images that a user gives to draw from: checked before any device is touched, then raw conditions and known images."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+
+from dit_jax.config import Config
+from dit_jax.evaluation.generate import KnownImages, check_known, require_codec
+from dit_jax.models.autoencoder import Codec
+from dit_jax.models.spatial import of_low_resolution, of_map, of_masked
+from dit_jax.types import Array, Conditions
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Given:
+    """What is given, each [S, S, ...] for all images that are drawn, or [n, S, S, ...] for them in turn; None: nothing.
+
+    image: uint8 [.., S, S, C], to enlarge, to paint in, or to start from; S is the model's `data.image_size`, and less
+    by its factor for a model of super-resolution. mask: bool [.., S, S], True where to paint. classes: integers
+    [.., S, S], of each pixel, for a model of semantic synthesis.
+    """
+
+    image: np.ndarray | None = None
+    mask: np.ndarray | None = None
+    classes: np.ndarray | None = None
+
+    def __post_init__(self):
+        for name, num_axes in (("image", 4), ("mask", 3), ("classes", 3)):
+            value = getattr(self, name)
+            if value is not None:
+                value = np.asarray(value, bool if name == "mask" else None)
+                value = value if value.ndim == num_axes else value[None]
+                if value.ndim != num_axes or not len(value):
+                    raise ValueError(
+                        f"{name} must have {num_axes - 1} axes, or {num_axes} for several; got {value.shape}"
+                    )
+                object.__setattr__(self, name, value)
+
+    @property
+    def _is_given(self) -> dict[str, bool]:
+        return {name: value is not None for name, value in vars(self).items()}
+
+    def check(self, config: Config) -> None:
+        """Raises ValueError where the model of a config has no use for what is given, or needs more or another size."""
+        kind, size, channels = config.spatial and config.spatial.kind, config.data.image_size, config.data.channels
+        needed = {"low_resolution": ("image",), "inpainting": ("image", "mask"), "semantic": ("classes",)}.get(kind, ())
+        missing = [name for name in needed if not self._is_given[name]]
+        if missing:
+            names = [{"classes": "map of classes"}.get(name, name) for name in missing]
+            raise ValueError(f"the model's spatial condition is of kind {kind!r}; give the {' and the '.join(names)}")
+        if kind == "low_resolution":
+            small = size // config.spatial.factor
+            if self.image.shape[1:] != (small, small, channels) or self.image.dtype != np.uint8:
+                raise ValueError(
+                    f"a model that enlarges {config.spatial.factor} times to {size} pixels needs an image of {small} x "
+                    f"{small} x {channels}, uint8, not {self.image.shape[1:]} {self.image.dtype}; scale or crop it"
+                )
+            if self.mask is not None:
+                raise ValueError("a mask is of no use to a model of super-resolution; leave it out")
+        elif self.mask is not None and self.image is None:
+            raise ValueError("a mask needs the image to paint in; give both")
+        if self.classes is not None:
+            if kind != "semantic":
+                raise ValueError("a map of classes is of use to a model of semantic synthesis alone; leave it out")
+            if self.classes.shape[1:] != (size, size):
+                raise ValueError(f"a map of classes must be {size} x {size}, not {self.classes.shape[1:]}; scale it")
+            if self.classes.min() < 0 or self.classes.max() >= config.spatial.num_classes:
+                raise ValueError(
+                    f"a map's classes must be from 0 to {config.spatial.num_classes - 1}, as the model's, not "
+                    f"{self.classes.min()} to {self.classes.max()}"
+                )
+        check_known(config, config.sampling, self._known(config))
+
+    def conditions(self, config: Config, codec: Codec | None, num_images: int) -> Conditions:
+        """Returns the raw conditions that these are, [num_images, ...]; none where the network reads none of them."""
+        if config.spatial is None:
+            return {}
+        if config.spatial.kind == "low_resolution":
+            spatial = of_low_resolution(config, _to_float(self.image))
+        elif config.spatial.kind == "semantic":
+            spatial = of_map(config, jnp.asarray(self.classes, jnp.int32))
+        else:
+            require_codec(config, codec)
+            image, mask = (self._in_turn(x, max(len(self.image), len(self.mask))) for x in (self.image, self.mask))
+            spatial = of_masked(config, _to_float(image), jnp.asarray(mask[..., None], jnp.float32), codec)
+        return {"spatial": self._in_turn(np.asarray(spatial), num_images)}
+
+    def known(self, config: Config, num_images: int) -> KnownImages | None:
+        """Returns the images whose pixels those that are drawn keep, or that they start from."""
+        known = self._known(config)
+        if known is None:
+            return None
+        return KnownImages(*(None if x is None else self._in_turn(x, num_images) for x in known))
+
+    def _known(self, config: Config) -> KnownImages | None:
+        if self.image is None or (config.spatial is not None and config.spatial.kind == "low_resolution"):
+            return None
+        return KnownImages(self.image, None if self.mask is None else self.mask[..., None])
+
+    def _in_turn(self, x: np.ndarray, num_images: int) -> np.ndarray:
+        """Returns [num_images, ...]: the rows of x in turn; of one row no copies are made."""
+        if len(x) == 1:
+            return np.broadcast_to(x, (num_images, *x.shape[1:]))
+        return x[np.arange(num_images) % len(x)]
+
+
+def _to_float(images: np.ndarray) -> Array:
+    return jnp.asarray(images, jnp.float32) / 127.5 - 1.0

@@ -1,0 +1,159 @@
+"""`dit-jax sample` and `LoadedModel.sample` from images: painting, starting from one, enlarging, maps of classes."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from dit_jax.checkpoint import Checkpoints, write_config
+from dit_jax.cli.main import main
+from dit_jax.config import config_from_dict, config_to_dict
+from dit_jax.diffusion.process import add_noise, make_process, respace
+from dit_jax.diffusion.samplers.scan import image_noise
+from dit_jax.evaluation.loaded import load
+from dit_jax.metrics.picture import to_uint8
+from dit_jax.models.build import init_params
+from tests.cli.test_main import fail
+from tests.tiny import dit_config
+
+SPATIAL = {
+    "plain": None,
+    "low_resolution": {"kind": "low_resolution", "factor": 2},
+    "inpainting": {"kind": "inpainting"},
+    "semantic": {"kind": "semantic", "num_classes": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Workdirs of random weights, by their spatial condition, and an image, a mask and a map, all of 8 x 8 pixels."""
+    root = tmp_path_factory.mktemp("tasks")
+    for name, spatial in SPATIAL.items():
+        values = config_to_dict(dit_config(root / "none"))
+        values["conditions"] = {"spatial": spatial}
+        values["diffusion"]["prediction"] = "x_0"  # of which random weights draw no black and white alone
+        values["data"]["map_field"] = "map" if name == "semantic" else None
+        config = config_from_dict(values)
+        params = init_params(config, jax.random.key(0))
+        params = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+        (root / name).mkdir()
+        write_config(root / name, config)
+        with Checkpoints(root / name, max_to_keep=1) as checkpoints:
+            checkpoints.save(0, {"params": params}, config)
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(root / "image.png")
+    Image.fromarray(rng.integers(0, 256, (4, 4), np.uint8)).save(root / "small.png")
+    Image.fromarray(255 * (np.indices((8, 8)).sum(axis=0) > 8).astype(np.uint8)).save(root / "mask.png")
+    Image.fromarray(rng.integers(0, 4, (8, 8), np.uint8)).save(root / "map.png")
+    return root
+
+
+def draw(root, name, output, *flags):
+    main(["sample", f"--workdir={root / name}", f"--output={output}", "--num_samples=4", *flags])
+    with np.load(output / "samples.npz") as file:
+        return file["arr_0"]
+
+
+def pixels(root, name):
+    return np.asarray(Image.open(root / name))
+
+
+@pytest.mark.parametrize("name", ["plain", "inpainting"])
+def test_painting_keeps_the_known_pixels_and_paints_the_others(root, name, tmp_path):
+    flags = [f"--image={root / 'image.png'}", f"--mask={root / 'mask.png'}"]
+    images = draw(root, name, tmp_path, *flags)
+    hole, image = pixels(root, "mask.png") == 255, pixels(root, "image.png")
+    assert (images[:, ~hole] == image[~hole][:, None]).all()
+    assert len(np.unique(images[:, hole], axis=0)) == 4  # each image is painted otherwise
+    model = load(root / name)
+    in_python = model.sample([0, 1, 2, 0], image=image[..., None], mask=hole)
+    np.testing.assert_array_equal(in_python, images)
+    before = (tmp_path / "samples.npz").stat().st_mtime_ns
+    draw(root, name, tmp_path, *flags)
+    assert (tmp_path / "samples.npz").stat().st_mtime_ns == before
+    outpainted = model.sample([0, 1, 2, 0], image=image[..., None], mask=~hole)
+    assert (outpainted[:, hole] == image[hole][:, None]).all() and (outpainted != images).any()
+    draw(root, name, tmp_path, f"--image={root / 'mask.png'}", f"--mask={root / 'mask.png'}")  # drawn anew
+
+
+def test_what_is_painted_follows_what_is_known(root):
+    model, image = load(root / "plain"), pixels(root, "image.png")
+    hole = pixels(root, "mask.png") == 255
+    one, other = (model.sample([0], image=each[..., None], mask=hole) for each in (image, 255 - image))
+    assert (one[:, hole] != other[:, hole]).any()
+    often = model.sample([0], image=image[..., None], mask=hole, num_resamplings=3, jump_length=2)
+    assert (often[:, hole] != one[:, hole]).any() and (often[:, ~hole] == one[:, ~hole]).all()
+
+
+def test_drawing_starts_from_the_noised_image_at_the_strengths_step(root, tmp_path):
+    """At a strength of one step of 20 an image is what the network, which predicts x_0, makes of it with that noise."""
+    model, image = load(root / "plain"), pixels(root, "image.png")
+    flags = ["--steps=20", "--cfg_scale=1", "--strength=0.05", f"--image={root / 'image.png'}"]
+    images = draw(root, "plain", tmp_path, *flags)
+    process = respace(make_process(model.config.diffusion), 20)
+    noise = image_noise(jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(jnp.arange(4)), 1, (8, 8, 1))
+    x_t = add_noise(process, jnp.asarray(image[None, ..., None] / 127.5 - 1), jnp.zeros(4, jnp.int32), noise)
+    expected = to_uint8(model.denoise(x_t, np.full(4, process.timesteps[0]), [0, 1, 2, 0])[..., :1])
+    np.testing.assert_allclose(images.astype(int)[..., :1], np.asarray(expected).astype(int), atol=1)
+    far = draw(root, "plain", tmp_path / "far", *flags, "--strength=0.9")
+    assert (far != images).any()
+
+
+@pytest.mark.parametrize(("name", "flag", "file"), [("low_resolution", "image", "small"), ("semantic", "map", "map")])
+def test_model_draws_from_the_image_that_it_was_trained_to_read(root, name, flag, file, tmp_path):
+    images = draw(root, name, tmp_path, f"--{flag}={root / file}.png")
+    other = pixels(root, f"{file}.png")[::-1]
+    Image.fromarray(other).save(tmp_path / "other.png")
+    assert (draw(root, name, tmp_path / "other", f"--{flag}={tmp_path / 'other.png'}") != images).any()
+    both = draw(root, name, tmp_path / "both", f"--{flag}={root / file}.png,{tmp_path / 'other.png'}")
+    np.testing.assert_array_equal(both[::2], images[::2])  # in turn
+    assert (both[1] != images[1]).any()
+    given = {"image": other[..., None]} if flag == "image" else {"classes": other}
+    np.testing.assert_array_equal(load(root / name).sample([0, 1], **given)[1], both[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "message"),
+    [
+        ("plain", ["--mask={root}/mask.png"], "a mask needs the image to paint in; give both"),
+        ("plain", ["--image={root}/image.png"], "needs sampling strength below 1, or a mask"),
+        ("plain", ["--image={root}/image.png", "--mask={root}/small.png"], "is 4 x 4, but the image is 8 x 8"),
+        ("plain", ["--image={root}/none.png", "--strength=0.5"], "cannot read image"),
+        ("plain", ["--strength=0.5"], "needs an image to start from"),
+        ("plain", ["--strength=1.5"], "strength=1.5 must be above 0"),
+        ("plain", ["--map={root}/map.png"], "of use to a model of semantic synthesis alone"),
+        ("low_resolution", [], "give the image"),
+        ("low_resolution", ["--image={root}/image.png"], "needs an image of 4 x 4 x 1, uint8, not .8, 8, 1."),
+        (
+            "low_resolution",
+            ["--image={root}/small.png", "--mask={root}/small.png"],
+            "of no use to a model of super-res",
+        ),
+        ("inpainting", ["--image={root}/image.png"], "give the mask"),
+        ("semantic", [], "give the map of classes"),
+        ("semantic", ["--map={root}/image.png"], "a map's classes must be from 0 to 3"),
+        ("plain", ["--sampler=plms", "--config.sampling.num_resamplings=2"], "use ancestral or ddim"),
+    ],
+)
+def test_what_does_not_fit_is_one_line_before_a_device_is_touched(root, name, flags, message, capsys, monkeypatch):
+    monkeypatch.setattr("dit_jax.evaluation.loaded.load", lambda *_, **__: pytest.fail("loaded"))
+    flags = [flag.format(root=root) for flag in flags]
+    error = fail(capsys, "sample", f"--workdir={root / name}", f"--output={root / 'bad'}", *flags)
+    assert re.search(message, error), error
+    assert not (root / "bad").exists()
+
+
+def test_unconditional_model_needs_no_labels(root):
+    model = load(root / "plain")
+    with pytest.raises(ValueError, match="conditioned on 'label', which is missing"):
+        model.sample(image=pixels(root, "image.png")[..., None], strength=0.5)
+    dit = dataclasses.replace(model.config.dit, class_conditional=False)
+    sampling = dataclasses.replace(model.config.sampling, cfg_scale=1.0)
+    config = dataclasses.replace(model.config, dit=dit, sampling=sampling)
+    params = {name: value for name, value in model.params.items() if name != "y_embedder"}
+    unconditional = dataclasses.replace(model, config=config, params=params)
+    assert unconditional.sample(num_images=3).shape == (3, 8, 8, 3)
