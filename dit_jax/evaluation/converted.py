@@ -29,18 +29,19 @@ from dit_jax.config import (
     TrainingConfig,
     check_config,
 )
+from dit_jax.evaluation import converted_unet
 from dit_jax.evaluation.loaded import AUTOENCODER_DIR, copy_weights
 from dit_jax.json_file import read_json
 from dit_jax.models.build import abstract_params, build_dit
 from dit_jax.nn.embeddings import sincos_2d
 from dit_jax.pretrained import autoencoder as autoencoder_names
 from dit_jax.pretrained import dit as dit_names
+from dit_jax.pretrained import unet as unet_names
 from dit_jax.pretrained.files import read_tensors, write_tensors
 from dit_jax.pretrained.name_map import Entry, Tensors, flatten, from_tensors, to_tensors
 
-STAGES = {"dit": "diffusion", "autoencoder": "autoencoder"}
 DIFFUSERS_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-DIFFUSERS_FOLDERS = {"dit": ("transformer",), "autoencoder": ("vae", "vqvae")}  # of a pipeline
+DIFFUSERS_FOLDERS = {"dit": ("transformer",), "unet": ("unet",), "autoencoder": ("vae", "vqvae")}  # of a pipeline
 DIFFUSERS_AUTOENCODERS = ("AutoencoderKL", "VQModel")
 LATENT_FACTOR, LATENT_SCALE = 8, 0.18215  # of the autoencoder that the released DiTs were trained with (section 4)
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # of the paper's widths (table 1): no tensor tells
@@ -52,10 +53,10 @@ def import_weights(
     """Writes a workdir with a checkpoint of step 0; returns notes on what was left out.
 
     Args:
-      kind: "dit" or "autoencoder"; source: a file, or a folder of diffusers.
+      kind: "dit", "unet" or "autoencoder"; source: a file, or a folder of diffusers.
       output: the workdir, which must not exist yet.
       config: of the workdir; None: what the weights tell, and otherwise as released.
-      autoencoder: workdir of a DiT's autoencoder, which is copied; None: the workdir will sample latents.
+      autoencoder: workdir of a denoiser's autoencoder, which is copied; None: the workdir will sample latents.
 
     Raises:
       ValueError: where the weights do not fit, naming the tensor; nothing is written then.
@@ -65,8 +66,10 @@ def import_weights(
     try:
         config = released_config(kind, shape) if config is None else config
         check_shape(kind, config, shape)
-        abstract = abstract_params(config)
-        params = from_tensors(entries_of(kind, config, is_folder), tensors, abstract)
+        if kind == "unet":
+            params = converted_unet.import_params(config, tensors, is_folder)
+        else:
+            params = from_tensors(entries_of(kind, config, is_folder), tensors, abstract_params(config))
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     if autoencoder:
@@ -86,12 +89,18 @@ def import_weights(
 def export_weights(kind: str, workdir: pathlib.Path, output: pathlib.Path) -> None:
     """Writes a workdir's weights for evaluation: a file in the released form, or (no suffix) a diffusers folder."""
     _, config = find_checkpoint(workdir)
-    if config.stage != STAGES[kind]:
-        raise ValueError(f"--input={workdir} is a run of stage {config.stage!r}, not of --kind={kind}")
+    if getattr(config, kind) is None:
+        raise ValueError(f"--input={workdir} is a run of stage {config.stage!r} without a {kind}: not of --kind={kind}")
     check_known_form(kind, config)
     _, params = read_newest_good(workdir, lambda step: restore_eval_params(workdir, step, abstract_params(config)))
+
+    def to_form(diffusers: bool) -> dict[str, np.ndarray]:
+        if kind == "unet":
+            return converted_unet.export_tensors(config, params, diffusers)
+        return to_tensors(entries_of(kind, config, diffusers), params)
+
     if output.suffix:
-        tensors = to_tensors(entries_of(kind, config, diffusers=False), params)
+        tensors = to_form(diffusers=False)
         if kind == "dit":
             rows, columns = (side // config.dit.patch_size for side in config.input_shape[:2])
             tensors[dit_names.POSITION_TABLE] = sincos_2d(rows, columns, config.dit.width)[None]
@@ -99,9 +108,13 @@ def export_weights(kind: str, workdir: pathlib.Path, output: pathlib.Path) -> No
         return
     with written_aside(output) as temporary:
         temporary.mkdir()
-        values = {"dit": diffusers_dit_config, "autoencoder": diffusers_autoencoder_config}[kind](config)
+        values = {
+            "dit": diffusers_dit_config,
+            "unet": converted_unet.diffusers_config,
+            "autoencoder": diffusers_autoencoder_config,
+        }[kind](config)
         (temporary / "config.json").write_text(json.dumps(values, indent=2) + "\n")
-        write_tensors(temporary / DIFFUSERS_WEIGHTS[0], to_tensors(entries_of(kind, config, diffusers=True), params))
+        write_tensors(temporary / DIFFUSERS_WEIGHTS[0], to_form(diffusers=True))
 
 
 @contextmanager
@@ -136,6 +149,9 @@ def read_file(kind: str, path: pathlib.Path) -> tuple[dict[str, Any], Tensors, l
         if kind == "dit":
             shape, notes = dit_names.released_shape(tensors), []
             check_position_table(tensors.pop(dit_names.POSITION_TABLE), shape)
+        elif kind == "unet":
+            tensors, notes = unet_names.from_compvis(tensors)
+            shape = unet_names.compvis_shape(tensors)
         else:
             tensors, notes = autoencoder_names.without_prefix(tensors)
             shape = autoencoder_names.compvis_shape(tensors)
@@ -161,17 +177,23 @@ def read_diffusers(kind: str, folder: pathlib.Path) -> tuple[dict[str, Any], Ten
         raise ValueError(f"--input={folder} must be a workdir (with checkpoints/) or a diffusers folder (config.json)")
     try:
         values = read_json(path)
-        shape = {"dit": diffusers_dit_shape, "autoencoder": diffusers_autoencoder_shape}[kind](values)
+        shape = {
+            "dit": diffusers_dit_shape,
+            "unet": unet_names.diffusers_shape,
+            "autoencoder": diffusers_autoencoder_shape,
+        }[kind](values)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError) as error:
         raise ValueError(f"{path} is not the config of a diffusers model of --kind={kind} ({error!r})") from error
-    numbers = [n for value in shape.values() for n in (value if isinstance(value, tuple) else (value,))]
+    values_there = [value for name, value in shape.items() if value is not None and name != "label"]
+    numbers = [n for value in values_there for n in (value if isinstance(value, tuple) else (value,))]
     if not all(isinstance(n, int) and 0 <= n <= MAX_COUNT for n in numbers):
         raise ValueError(f"{path}: {str(shape)[:300]} must be whole numbers, of a model's size")
     weights = [folder / name for name in DIFFUSERS_WEIGHTS if (folder / name).is_file()]
     if not weights:
         raise ValueError(f"{folder} has none of {', '.join(DIFFUSERS_WEIGHTS)}")
     tensors = read_tensors(weights[0])
-    num_layers = max(shape.get("depth", 0), len(shape.get("channel_multipliers", ())), shape.get("num_res_blocks", 0))
+    depths = (shape.get(name, 0) for name in ("depth", "num_res_blocks", "transformer_depth"))
+    num_layers = max(len(shape.get("channel_multipliers", ())), *depths)
     if num_layers > len(tensors):
         raise ValueError(f"{path}: {num_layers} layers must not be more than the {len(tensors)} tensors")
     if kind == "autoencoder":
@@ -179,7 +201,7 @@ def read_diffusers(kind: str, folder: pathlib.Path) -> tuple[dict[str, Any], Ten
             return *diffusers_autoencoder(values, shape, tensors), []
         except (ValueError, TypeError, IndexError) as error:
             raise ValueError(f"{folder}: {error}") from error
-    return shape, tensors, []
+    return shape, unet_names.from_diffusers(tensors, values) if kind == "unet" else tensors, []
 
 
 def diffusers_autoencoder(
@@ -205,7 +227,9 @@ def diffusers_autoencoder(
 def released_config(kind: str, shape: dict[str, Any]) -> Config:
     """Returns the config of a model of this shape, in all else as the released models were trained."""
     training = TrainingConfig(num_train_steps=400_000)
-    if kind == "autoencoder":
+    if kind == "unet":
+        config = converted_unet.released_config(shape)
+    elif kind == "autoencoder":
         names = {field.name for field in dataclasses.fields(AutoencoderConfig)}
         config = Config(
             stage="autoencoder",
@@ -244,8 +268,11 @@ def released_config(kind: str, shape: dict[str, Any]) -> Config:
 
 def check_shape(kind: str, config: Config, shape: dict[str, Any]) -> None:
     """Raises ValueError where a config describes another model than the one that was read."""
-    if config.stage != STAGES[kind]:
-        raise ValueError(f"--config must be of stage {STAGES[kind]!r}, not {config.stage!r}")
+    if getattr(config, kind) is None:
+        raise ValueError(f"--config must have a section config.{kind} for --kind={kind}")
+    if kind == "unet":
+        converted_unet.check_shape(config, shape)
+        return
     check_known_form(kind, config)
     if kind == "dit":
         model = build_dit(config)
@@ -266,6 +293,8 @@ def check_known_form(kind: str, config: Config) -> None:
         dit, (height, width, _) = config.dit, config.input_shape
         if dit.conditioning != ("adaln_zero",) or not dit.class_conditional or height != width:
             raise ValueError("only a class-conditional adaLN-Zero DiT of square inputs has a released form")
+    if kind == "unet" and config.conditions and config.conditions.text:
+        raise ValueError("a U-Net of a text has no released form: it projects the text's states")
 
 
 def diffusers_dit_shape(values: dict[str, Any]) -> dict[str, int]:

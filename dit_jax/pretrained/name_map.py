@@ -18,6 +18,7 @@ class Entry(NamedTuple):
     names: tuple[str, ...]  # theirs, joined along their first axis
     linear: bool = False  # theirs is [outputs, inputs], ours [inputs, outputs], or [inputs, k, outputs / k] of k fused
     flat: bool = False  # theirs is [outputs], ours too, or [k, outputs / k] of k fused
+    heads: int | None = None  # theirs has q, k and v of one head after another as outputs; ours all q, all k, all v
     patch_size: int | None = None  # theirs is a convolution over patches [outputs, channels, p, p], ours [p * p * C, D]
     conv: bool = False  # theirs is [outputs, inputs, h, w], ours [h, w, inputs, outputs]
     drop_kernel_axes: bool = False  # theirs is the [outputs, inputs] of a 1x1 convolution; read in either form
@@ -87,6 +88,8 @@ def _to_ours(array: np.ndarray, entry: Entry) -> np.ndarray:
     if entry.conv:
         array = array[:, :, None, None] if entry.drop_kernel_axes else array
         return array.transpose(2, 3, 1, 0)
+    if entry.heads:
+        array = rearrange(array, "(n three d) ... -> (three n d) ...", n=entry.heads, three=3)
     return array.T if entry.linear else array
 
 
@@ -100,6 +103,8 @@ def _to_theirs(array: np.ndarray, entry: Entry) -> list[np.ndarray]:
         array = array.reshape(len(array), -1).T
     elif entry.flat:
         array = array.reshape(-1)
+    if entry.heads:
+        array = rearrange(array, "(three n d) ... -> (n three d) ...", n=entry.heads, three=3)
     return np.split(array, len(entry.names))
 
 

@@ -108,10 +108,21 @@ def weights(folder: pathlib.Path, canary: pathlib.Path, output: pathlib.Path) ->
     shapes = {"encoder.conv_in.weight": (0, 0, 0, 0), "post_quant_conv.weight": (2, 2, 1, 1)}
     shapes |= {"encoder.down.0.block.0.conv2.bias": (3,)}
     torch.save({name: torch.zeros(shape) for name, shape in shapes.items()}, empty)
+    shapes = {"input_blocks.0.0.weight": (0, 0, 0, 0), "out.0.weight": (0,), "out.2.weight": (0, 0, 0, 0)}
+    shapes |= {f"output_blocks.{i}.0.skip_connection.bias": (1,) for i in range(2)}
+    shapes |= {"input_blocks.1.0.out_layers.3.weight": (0, 0, 0, 0)}
+    no_base, many_places, deep_transformer = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    torch.save({name: torch.zeros(shape) for name, shape in shapes.items()}, no_base)
+    shapes |= {"output_blocks.9999.0.skip_connection.bias": (1,)}
+    torch.save({name: torch.zeros(shape) for name, shape in shapes.items()}, many_places)
+    shapes.pop("output_blocks.9999.0.skip_connection.bias")
+    shapes |= {"input_blocks.1.1.transformer_blocks.9999.attn2.to_k.weight": (1, 1)}
+    torch.save({name: torch.zeros(shape) for name, shape in shapes.items()}, deep_transformer)
     yield from (
         (f"{name} as {kind}", ["convert", f"--kind={kind}", f"--input={path}", f"--output={output}{suffix}", *flags])
         for kind, suffix, flags in (
             ("dit", "", []),
+            ("unet", "", []),
             ("autoencoder", "", []),
             ("vgg16", ".safetensors", []),
             ("lpips", ".safetensors", [f"--vgg16={folder / 'header.safetensors'}"]),
@@ -132,6 +143,9 @@ def weights(folder: pathlib.Path, canary: pathlib.Path, output: pathlib.Path) ->
                 "complex.pt": odd.getvalue(),
                 "scalars.pt": scalars.getvalue(),
                 "no_channels.pt": empty.getvalue(),
+                "no_base.pt": no_base.getvalue(),
+                "many_places.pt": many_places.getvalue(),
+                "deep_transformer.pt": deep_transformer.getvalue(),
                 "not_tensors.pt": torch_zip(pickle.dumps([1, 2], 2)),
                 "text.pt": b"import os\n",
                 "empty.pt": b"",
@@ -182,6 +196,8 @@ def diffusers_folders(folder: pathlib.Path, canary: pathlib.Path, output: pathli
     dit |= {"num_embeds_ada_norm": 10, "sample_size": 8, "in_channels": 4}
     autoencoder = {"block_out_channels": [8, 8], "down_block_types": ["Down", "Down"], "layers_per_block": 1}
     autoencoder |= {"latent_channels": 4, "in_channels": 3}
+    unet = {"_class_name": "UNet2DModel", "block_out_channels": [8, 8], "down_block_types": ["DownBlock2D"] * 2}
+    unet |= {"in_channels": 3, "out_channels": 3, "norm_num_groups": 4}
     texts = {"deep": DEEP, "list": "[]", "number": "1", "text": "import os", "digits": "9" * 10_000, "nan": "NaN"}
     for key, value in (
         ("num_layers", 10**9),
@@ -205,12 +221,27 @@ def diffusers_folders(folder: pathlib.Path, canary: pathlib.Path, output: pathli
         ("_class_name", {"a": 1}),
     ):
         texts[f"{key}_{str(value)[:20]}"] = json.dumps(autoencoder | {key: value})
+    for key, value in (
+        ("block_out_channels", [0, 8]),
+        ("block_out_channels", [8] * 10_000),
+        ("down_block_types", ["DownBlock2D"] * 10_000),
+        ("layers_per_block", 10**9),
+        ("attention_head_dim", 0),
+        ("attention_head_dim", [8, 0]),
+        ("sample_size", [8, 9]),
+        ("norm_num_groups", None),
+        ("num_class_embeds", 10**12),
+        ("transformer_layers_per_block", [1, 2]),
+        ("_class_name", "UNet3DConditionModel"),
+        ("_class_name", ["UNet2DModel"]),
+    ):
+        texts[f"unet {key}_{str(value)[:20]}"] = json.dumps(unet | {key: value})
     for name, text in texts.items():
         path = folder / f"{name}".replace("/", "_")
         path.mkdir()
         (path / "config.json").write_text(text)
         (path / "diffusion_pytorch_model.safetensors").write_bytes(safetensors(entry(), bytes(4)))
-        for kind in ("dit", "autoencoder"):
+        for kind in ("dit", "unet", "autoencoder"):
             yield f"{name} as {kind}", ["convert", f"--kind={kind}", f"--input={path}", f"--output={output}"]
 
 
