@@ -99,7 +99,8 @@ def test_guided_output_equals_that_of_two_pytorch_passes(small, tmp_path, cfg_ch
     expected = conditional.copy()
     expected[..., :cfg_channels] = (null + 4.0 * (conditional - null))[..., :cfg_channels]
     scales = guidance_scales(make_process(ours.config.diffusion), 4.0, None)
-    output = guided(ours.denoise, 10, scales, cfg_channels)(jnp.asarray(x), jnp.array(t), jnp.array(labels))
+    to_null = lambda labels: jnp.full_like(labels, 10)  # noqa: E731
+    output = guided(ours.denoise, to_null, scales, cfg_channels)(jnp.asarray(x), jnp.array(t), jnp.array(labels))
     np.testing.assert_allclose(output, expected, rtol=0, atol=2e-5)
 
 
