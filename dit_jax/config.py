@@ -169,6 +169,7 @@ class TokenTransformerConfig:
     width: int
     depth: int
     num_heads: int = 8
+    head_dim: int = 64  # of LDM's, whatever the width
 
 
 @dataclasses.dataclass(frozen=True)
@@ -394,6 +395,14 @@ class Config:
         *grid, channels = self.input_shape
         kinds = {"low_resolution": self.data.channels, "inpainting": channels + 1, "semantic": self.spatial.num_classes}
         return *grid, kinds[self.spatial.kind]
+
+    @property
+    def example_data(self) -> DataConfig:
+        """The data set, with the fields of an example that conditions are made of."""
+        text = self.conditions and self.conditions.text
+        if not text or text.caption_field in self.data.extra_fields:
+            return self.data
+        return dataclasses.replace(self.data, extra_fields=(*self.data.extra_fields, text.caption_field))
 
     @property
     def num_downsamplings(self) -> int:
@@ -672,7 +681,6 @@ def _check_diffusion(config: Config) -> None:
             rates[f"conditions.{name}.dropout"] = section.dropout
     for name, rate in rates.items():
         _require(0 <= rate <= 1, f"config.{name}={rate} must be in [0, 1]")
-    _check_text(config)
     _require(
         0 < diffusion.beta_start < diffusion.beta_end < 1,
         f"config.diffusion: 0 < beta_start={diffusion.beta_start} < beta_end={diffusion.beta_end} < 1 must hold",
@@ -760,16 +768,6 @@ def _check_unet(config: Config) -> None:
         not compute.scan_blocks,
         "config.compute.scan_blocks=True cannot be for config.unet, whose blocks differ; set False",
     )
-
-
-def _check_text(config: Config) -> None:
-    text = config.conditions and config.conditions.text
-    if text and text.transformer:
-        width, num_heads = text.transformer.width, text.transformer.num_heads
-        _require(
-            width % num_heads == 0,
-            f"config.conditions.text.transformer.width={width} must be divisible by num_heads={num_heads}",
-        )
 
 
 def _check_spatial(config: Config) -> None:

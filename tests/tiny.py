@@ -1,5 +1,7 @@
 """Tiny configs and data: what end-to-end tests train in seconds."""
 
+import dataclasses
+import json
 import pathlib
 
 import numpy as np
@@ -102,4 +104,31 @@ def write_tokenizer(folder):
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def write_text_encoder(folder, width=12, max_length=8):
+    """Writes a frozen text encoder of random weights with that tokenizer; returns the folder."""
+    import jax
+
+    from dit_jax.models.text_encoder import TextShape, abstract_text_encoder
+    from dit_jax.pretrained.files import write_tensors
+    from dit_jax.pretrained.name_map import flatten
+
+    shape = TextShape(4 + len(WORDS), max_length, width, depth=1, num_heads=2, head_dim=4)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: 0.5 * rng.standard_normal(x.shape, np.float32), abstract_text_encoder(shape))
+    write_tokenizer(folder)
+    (folder / "text_encoder.json").write_text(json.dumps(dataclasses.asdict(shape)))
+    write_tensors(folder / "text_encoder.safetensors", dict(flatten(params)))
+    return folder
+
+
+def write_captions(folder):
+    """Gives the images of `make_image_folder` captions of WORDS, of one, two and three words."""
+    lines = []
+    for i, path in enumerate(sorted(folder.glob("*/*.png"))):
+        words = [WORDS[(i + j) % len(WORDS)] for j in range(1 + i % 3)]
+        lines.append(json.dumps({"file_name": path.relative_to(folder).as_posix(), "caption": " ".join(words)}) + "\n")
+    (folder / "metadata.jsonl").write_text("".join(lines))
     return folder

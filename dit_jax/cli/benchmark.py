@@ -194,14 +194,14 @@ def measure_sample(config: Config, mesh: "Mesh", num_steps: int) -> dict:
 
 def pipeline(config: Config, mesh: "Mesh", source: "Sequence", num_batches: int) -> "Iterator":
     """Yields a run's first batches of a source, on the mesh."""
-    from dit_jax.cli.train import reads_images
-    from dit_jax.data.pipeline import image_transform, latent_transform, train_batches
+    from dit_jax.cli.train import example_transform
+    from dit_jax.data.pipeline import train_batches
     from dit_jax.parallel.mesh import local_rows, prefetch
 
     batch_size = config.training.global_batch_size
     batches = train_batches(
         source,
-        image_transform(config.data, train=True) if reads_images(config) else latent_transform(train=True),
+        example_transform(config, train=True),
         seed=config.seed,
         global_batch_size=batch_size,
         rows=local_rows(mesh, batch_size),
@@ -229,7 +229,9 @@ def real_source(config: Config) -> "tuple[Sequence, str] | None":
     split = config.data.train_split
     if not reads_images(config):
         return config.latents.path and (open_latents(config.latents.path, split), f"latents of {config.latents.path}")
-    return (open_source(config.data, split), f"images of {config.data.name}") if is_prepared(config.data) else None
+    return (
+        (open_source(config.example_data, split), f"images of {config.data.name}") if is_prepared(config.data) else None
+    )
 
 
 def describe(report: dict) -> list[str]:

@@ -103,7 +103,7 @@ def convert_text_encoder(args: argparse.Namespace, source: pathlib.Path, output:
     if args.config:
         raise ValueError(f"--config is for --kind=dit or autoencoder, not {args.kind}")
 
-    from dit_jax.evaluation.text_encoders import import_text_encoder
+    from dit_jax.evaluation.converted_text_encoder import import_text_encoder
 
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
     for note in import_text_encoder(source, output):

@@ -7,6 +7,7 @@ each process its own (CUDA_VISIBLE_DEVICES). A cache that is complete is checked
 
 import argparse
 import collections
+import dataclasses
 import json
 import pathlib
 import sys
@@ -22,6 +23,7 @@ if typing.TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from dit_jax.data.latent_cache import LatentCacheWriter, Plan, Shard
+    from dit_jax.evaluation.text_encoders import CaptionEncoder
     from dit_jax.models.autoencoder import Codec
     from dit_jax.types import Array, Params
 
@@ -53,15 +55,18 @@ def run(args: argparse.Namespace) -> None:
 
     from dit_jax.checkpoint import find_checkpoint, read_newest_good
     from dit_jax.config import MeshConfig
-    from dit_jax.data.latent_cache import LatentCacheWriter
+    from dit_jax.data.latent_cache import CachedText, LatentCacheWriter
     from dit_jax.data.sources import prepare
     from dit_jax.evaluation.loaded import AUTOENCODER_DIR, load_codec
+    from dit_jax.evaluation.text_encoders import TEXT_ENCODER_DIR, copy_text_encoder, load_caption_encoder, text_digest
     from dit_jax.parallel.compilation_cache import use_compilation_cache
     from dit_jax.parallel.mesh import batch_shards, make_mesh
 
     use_compilation_cache(config.compute.compilation_cache)
     _, autoencoder_config = find_checkpoint(args.autoencoder)
     check_autoencoder(config, autoencoder_config, args.autoencoder)
+    text = config.conditions and config.conditions.text
+    captions = load_caption_encoder(text, text.path) if text and text.transformer is None else None
     print(prepare(config.data), file=sys.stderr if args.json else sys.stdout, flush=True)
     if jax.process_count() > 1:  # JAX on a TPU slice; checkpoints would wait for the others
         raise ValueError(
@@ -71,10 +76,17 @@ def run(args: argparse.Namespace) -> None:
     mesh = make_mesh(MeshConfig(), jax.local_devices())  # the other processes' devices are theirs to use
     step, codec = read_newest_good(args.autoencoder, lambda step: load_codec(args.autoencoder, 1.0, mesh, step))
     batch_size = -(-args.batch_size // batch_shards(mesh)) * batch_shards(mesh)
-    encoder = ShardEncoder(config.data, codec, mesh, batch_size)
+    encoder = ShardEncoder(config.example_data, codec, mesh, batch_size, captions and (captions, text.caption_field))
     # A codebook's latents are what they are; other autoencoders give a distribution of them.
     stochastic = autoencoder_config.autoencoder.codebook is None
-    writer = LatentCacheWriter(args.output, make_plan(encoder, stochastic, args.dtype, args.shard_size))
+    plan = make_plan(encoder, stochastic, args.dtype, args.shard_size)
+    if captions:
+        width = text.frozen_width
+        cached = CachedText(text.caption_field, text_digest(text, text.path), text.max_length, width, width)
+        plan = dataclasses.replace(plan, text=cached)
+    writer = LatentCacheWriter(args.output, plan)
+    if captions:
+        writer.write_folder(TEXT_ENCODER_DIR, lambda folder: copy_text_encoder(text, text.path, folder))
     writer.write_folder(
         AUTOENCODER_DIR, lambda folder: export_autoencoder(codec.params, step, autoencoder_config, folder)
     )
@@ -148,15 +160,29 @@ def make_encode(data: DataConfig) -> Callable[["Codec", "Array"], "Array"]:
 
 
 class ShardEncoder:
-    """Encodes the images of shards, all in batches of one shape, which start anew at each shard."""
+    """Encodes the images of shards, all in batches of one shape, which start anew at each shard.
 
-    def __init__(self, data: DataConfig, codec: "Codec", mesh: "Mesh", batch_size: int):
+    captions: a frozen text encoder and the field that it encodes, too; None: no text.
+    """
+
+    def __init__(
+        self,
+        data: DataConfig,
+        codec: "Codec",
+        mesh: "Mesh",
+        batch_size: int,
+        captions: "tuple[CaptionEncoder, str] | None" = None,
+    ):
         import jax
         import jax.numpy as jnp
 
         from dit_jax.data.bad_examples import BadExamples
         from dit_jax.data.sources import open_source
+        from dit_jax.parallel.mesh import replicated
 
+        self.captions = captions
+        self._text_encoder = captions and jax.device_put(captions[0].encoder, replicated(mesh))
+        self._encode_text = jax.jit(lambda encoder, tokens: encoder.encode(**tokens))
         self.data, self.codec, self.mesh, self.batch_size = data, codec, mesh, batch_size
         self._sources = {split: open_source(data, split) for split in (data.train_split, data.eval_split)}
         self.bad_examples = {
@@ -171,18 +197,30 @@ class ShardEncoder:
         """Yields the moments [B, F, h, w, k] float32, labels and extra fields of a shard's images in order."""
         import numpy as np
 
-        from dit_jax.data.pipeline import eval_batches, image_transform
+        from dit_jax.data.pipeline import caption_tokens, eval_batches, image_transform
         from dit_jax.parallel.mesh import local_rows, put_batch
 
-        to_image = image_transform(self.data, train=False)
+        tokens = self.captions and caption_tokens(self.captions[0].tokenizer, self.captions[1])
+        to_image = image_transform(self.data, train=False, conditions=tokens)
 
         def transform(example, rng):
             fields = {name: example[name] for name in self.data.extra_fields}
             return to_image(example, rng) | {"fields": np.array(fields, dtype=object)}  # a batch of them: [B] dicts
 
-        def without_padding(moments, batch):
-            real = batch["mask"] > 0
-            return np.asarray(moments)[real], batch["label"][real], batch["fields"][real]
+        def encode(batch):
+            on_mesh = put_batch(
+                {key: batch[key] for key in ("image", "text") if key in batch}, self.mesh, self.batch_size
+            )
+            text = self._encode_text(self._text_encoder, on_mesh["text"]) if self.captions else None
+            return self._encode(self.codec, on_mesh["image"]), text, batch
+
+        def without_padding(moments, text, batch):
+            real, fields = batch["mask"] > 0, batch["fields"]
+            if text is not None:
+                states, pooled = np.asarray(text["states"]), np.asarray(text["pooled"])
+                for i, mask in enumerate(batch["text"]["mask"]):
+                    fields[i] = fields[i] | {"text": {"states": states[i, mask], "pooled": pooled[i]}}
+            return np.asarray(moments)[real], batch["label"][real], fields[real]
 
         batches = eval_batches(
             self._sources[shard.split],
@@ -196,12 +234,11 @@ class ShardEncoder:
         )
         queue = collections.deque()  # the device encodes a batch while the one before it is written
         for batch in batches:
-            images = put_batch({"image": batch["image"]}, self.mesh, self.batch_size)["image"]
-            queue.append((self._encode(self.codec, images), batch))
+            queue.append(encode(batch))
             if len(queue) > 1:
                 yield without_padding(*queue.popleft())
-        for moments, batch in queue:
-            yield without_padding(moments, batch)
+        for encoded in queue:
+            yield without_padding(*encoded)
 
 
 def make_plan(encoder: ShardEncoder, stochastic: bool, dtype: str, shard_size: int) -> "Plan":

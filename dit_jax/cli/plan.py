@@ -257,8 +257,9 @@ def abstract_batch(config: Config, mesh: "Mesh") -> dict:
     import jax
     import jax.numpy as jnp
 
-    from dit_jax.cli.train import reads_images
+    from dit_jax.cli.train import encodes_text, reads_images, text_of
     from dit_jax.data.latent_cache import MANIFEST_NAME, read_manifest
+    from dit_jax.models.build import abstract_conditions, abstract_tokens
     from dit_jax.parallel.mesh import batch_sharding
 
     if reads_images(config):
@@ -275,19 +276,28 @@ def abstract_batch(config: Config, mesh: "Mesh") -> dict:
     if config.spatial is not None and config.spatial.kind == "semantic":
         arrays["map"] = shape[:2], jnp.int32
     size, sharding = config.training.global_batch_size, batch_sharding(mesh)
-    return {
-        name: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=sharding) for name, (shape, dtype) in arrays.items()
-    }
+    batch = {name: jax.ShapeDtypeStruct((size, *shape), dtype) for name, (shape, dtype) in arrays.items()}
+    if text_of(config):
+        batch["text"] = (
+            abstract_tokens(config, size) if encodes_text(config) else abstract_conditions(config, size)["text"]
+        )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), batch)
 
 
 def abstract_constants(config: Config, mesh: "Mesh"):
     """Returns the shapes of what the loss reads and no step changes: LPIPS, or what encodes in each step; or None."""
-    from dit_jax.cli.train import reads_images
+    from dit_jax.cli.train import encodes_text, reads_images, text_encoder_source
+    from dit_jax.evaluation.text_encoders import load_text_encoder
+    from dit_jax.models.conditioners import FrozenNetworks
     from dit_jax.perceptual.lpips import abstract_lpips
 
     if config.stage == "autoencoder":
         return on_every_device(abstract_lpips(), mesh) if config.autoencoder.perceptual_weight else None
-    return abstract_codec(config, mesh) if reads_images(config) else None
+    codec = abstract_codec(config, mesh) if reads_images(config) else None
+    text_encoder = None
+    if encodes_text(config):
+        text_encoder = on_every_device(load_text_encoder(text_encoder_source(config)), mesh)
+    return None if codec is None and text_encoder is None else FrozenNetworks(codec, text_encoder)
 
 
 def abstract_codec(config: Config, mesh: "Mesh"):

@@ -11,7 +11,7 @@ import typing
 from contextlib import nullcontext
 
 from dit_jax.cli.main import add_config_argument
-from dit_jax.config import Config, check_platform, fixed_differences, load_config
+from dit_jax.config import Config, TextConfig, check_platform, fixed_differences, load_config
 from dit_jax.parallel.preemption import Preemption
 
 if typing.TYPE_CHECKING:
@@ -19,6 +19,7 @@ if typing.TYPE_CHECKING:
 
     from jax.sharding import Mesh
 
+    from dit_jax.data.pipeline import Transform
     from dit_jax.training.loop import Task
 
 HELP = "trains the autoencoder or the diffusion transformer of a config"
@@ -67,6 +68,7 @@ def _run(args: argparse.Namespace, preemption: Preemption | None) -> None:
     if not workdir.is_dir():
         raise ValueError(f"--workdir={workdir} must be on a disk that all hosts share; this one does not see it")
     check_starting_weights(config, workdir)
+    config = with_text_encoder(config)
     config = resolve_images(config) if reads_images(config) else resolve_latents(config)
     from dit_jax.parallel.mesh import check_batch_size, make_mesh
 
@@ -79,6 +81,10 @@ def _run(args: argparse.Namespace, preemption: Preemption | None) -> None:
         if is_first():
             copy_autoencoder(autoencoder_source(config), workdir)
         wait_for_all("autoencoder")
+    if text_of(config) and is_first():
+        from dit_jax.evaluation.text_encoders import TEXT_ENCODER_DIR, copy_text_encoder
+
+        copy_text_encoder(text_of(config), text_encoder_source(config), workdir / TEXT_ENCODER_DIR)
     task_of = autoencoder_task if config.stage == "autoencoder" else diffusion_task
     from dit_jax.training.loop import train
 
@@ -196,6 +202,65 @@ def autoencoder_source(config: Config) -> pathlib.Path:
     return pathlib.Path(latents.encode_with) if latents.encode_with else pathlib.Path(latents.path) / AUTOENCODER_DIR
 
 
+def text_of(config: Config) -> TextConfig | None:
+    """Returns the section of the captions that the config's denoiser is conditioned on."""
+    return config.conditions and config.conditions.text
+
+
+def encodes_text(config: Config) -> bool:
+    """Returns whether a frozen encoder encodes captions in each step, rather than `dit-jax encode` before."""
+    return bool(text_of(config)) and text_of(config).transformer is None and reads_images(config)
+
+
+def text_encoder_source(config: Config) -> pathlib.Path:
+    """Returns the folder of the config's tokenizer and frozen text encoder."""
+    from dit_jax.evaluation.text_encoders import TEXT_ENCODER_DIR
+
+    cached = pathlib.Path(config.latents.path or "") / TEXT_ENCODER_DIR if config.latents else None
+    return cached if cached and not reads_images(config) and cached.is_dir() else pathlib.Path(text_of(config).path)
+
+
+def with_text_encoder(config: Config) -> Config:
+    """Returns the config that records its tokenizer and frozen text encoder, which are there and fit it."""
+    text = text_of(config)
+    if not text:
+        return config
+    from dit_jax.evaluation.text_encoders import load_caption_encoder, text_digest
+
+    folder = text_encoder_source(config)
+    load_caption_encoder(text, folder)
+    digest = text_digest(text, folder)
+    if text.encoder not in (None, digest):
+        raise ValueError(f"config.conditions.text.encoder={text.encoder!r} but {folder} has {digest!r}; set its path")
+    conditions = dataclasses.replace(config.conditions, text=dataclasses.replace(text, encoder=digest))
+    return dataclasses.replace(config, conditions=conditions)
+
+
+def example_transform(config: Config, train: bool) -> "Transform":
+    """Returns the transform of a diffusion run's examples, with what its conditions are made of."""
+    from dit_jax.data.pipeline import (
+        all_of,
+        cached_text,
+        caption_tokens,
+        image_transform,
+        latent_transform,
+        spatial_arrays,
+    )
+    from dit_jax.data.tokenizer import Tokenizer
+
+    text, conditions = text_of(config), []
+    if config.spatial:
+        conditions.append(spatial_arrays(config.data, config.spatial))
+    if text and (text.transformer is not None or reads_images(config)):
+        tokenizer = Tokenizer(text_encoder_source(config), text.max_length)
+        conditions.append(caption_tokens(tokenizer, text.caption_field))
+    elif text:
+        conditions.append(cached_text(text.max_length))
+    if reads_images(config):
+        return image_transform(config.data, train, all_of(conditions))
+    return latent_transform(train, all_of(conditions))
+
+
 def with_encoder(config: Config) -> Config:
     """Returns the config that records the autoencoder which encodes in each step, of whose latents it must be."""
     from dit_jax.checkpoint import params_digest
@@ -264,6 +329,19 @@ def resolve_latents(config: Config) -> Config:
         "config.latents.autoencoder": (latents.autoencoder or manifest.autoencoder, manifest.autoencoder),
         "crop": (CROP, manifest.data.get("crop")),  # there is one way to crop
     }
+    text = text_of(config)
+    if text and (
+        manifest.text is None if text.transformer is None else text.caption_field not in manifest.extra_fields
+    ):
+        raise ValueError(
+            f"latent cache {latents.path} must hold the captions {text.caption_field!r}, as `dit-jax encode` writes "
+            "them for a config with config.conditions.text, but does not; encode again"
+        )
+    if text and text.transformer is None:
+        cached = {"caption_field": manifest.text.field} | {
+            name: getattr(manifest.text, name) for name in ("encoder", "max_length")
+        }
+        given |= {f"config.conditions.text.{name}": (getattr(text, name), theirs) for name, theirs in cached.items()}
     for name in ("name", "image_size", "channels", "num_classes", "horizontal_flip"):
         given[f"config.data.{name}"] = getattr(config.data, name), manifest.data.get(name)
     for key, (ours, theirs) in given.items():
@@ -340,7 +418,6 @@ def diffusion_task(config: Config, mesh: "Mesh", workdir: pathlib.Path) -> "Task
 
     Of a denoiser with other conditions than the class they are for those of held-out examples.
     """
-    from dit_jax.data.pipeline import image_transform, latent_transform, spatial_arrays
     from dit_jax.evaluation.example_conditions import example_conditions, spread_positions
     from dit_jax.evaluation.generate import balanced_labels, make_generator
     from dit_jax.evaluation.loaded import AUTOENCODER_DIR, load_codec
@@ -359,12 +436,8 @@ def diffusion_task(config: Config, mesh: "Mesh", workdir: pathlib.Path) -> "Task
         return make_generator(config, dataclasses.replace(config.sampling, batch_size=share), codec(), mesh)
 
     sources, num_classes = open_sources(config), config.data.num_classes
-    loss_fn = make_diffusion_loss(config)
-    if reads_images(config):
-        spatial = config.spatial and spatial_arrays(config.data, config.spatial)
-        transforms = [image_transform(config.data, train, spatial) for train in (True, False)]
-    else:
-        transforms = [latent_transform(train) for train in (True, False)]
+    loss_fn, frozen = make_diffusion_loss(config), frozen_networks(config, codec, mesh)
+    transforms = [example_transform(config, train) for train in (True, False)]
 
     @functools.cache
     def conditions(count: int) -> tuple[dict, dict]:
@@ -372,7 +445,7 @@ def diffusion_task(config: Config, mesh: "Mesh", workdir: pathlib.Path) -> "Task
         if set(config.condition_dropout) <= {"label"}:
             return {"label": balanced_labels(count, num_classes)}, {}
         positions, bad_examples = spread_positions(len(sources[1]), count), bad_examples_of(config, sources)[1]
-        return example_conditions(config, sources[1], transforms[1], positions, codec(), mesh, bad_examples)
+        return example_conditions(config, sources[1], transforms[1], positions, frozen, mesh, bad_examples)
 
     def draw(params) -> dict:
         given, examples = conditions(NUM_PICTURES)
@@ -388,8 +461,23 @@ def diffusion_task(config: Config, mesh: "Mesh", workdir: pathlib.Path) -> "Task
         losses=(gradients_of(loss_fn, config.training.accumulation_steps), make_diffusion_eval(config)),
         draw=draw,
         measure=None if config.evaluation is None else make_measure(config, mesh, generator, conditions),
-        constants=codec() if reads_images(config) else None,
+        constants=frozen,
     )
+
+
+def frozen_networks(config: Config, codec: "Callable", mesh: "Mesh"):
+    """Returns what encodes in each step, on every device; None where nothing does."""
+    import jax
+
+    from dit_jax.evaluation.text_encoders import load_text_encoder
+    from dit_jax.models.conditioners import FrozenNetworks
+    from dit_jax.parallel.mesh import replicated
+
+    text_encoder = None
+    if encodes_text(config):
+        text_encoder = jax.device_put(load_text_encoder(text_encoder_source(config)), replicated(mesh))
+    codec = codec() if reads_images(config) else None
+    return None if codec is None and text_encoder is None else FrozenNetworks(codec, text_encoder)
 
 
 def make_measure(config: Config, mesh: "Mesh", generator, conditions):
@@ -418,7 +506,7 @@ def open_sources(config: Config) -> tuple:
 
     splits = config.data.train_split, config.data.eval_split
     if reads_images(config):
-        return tuple(open_source(config.data, split) for split in splits)
+        return tuple(open_source(config.example_data, split) for split in splits)
     return tuple(open_latents(config.latents.path, split) for split in splits)
 
 

@@ -213,6 +213,15 @@ def cached_text(max_length: int) -> ConditionsOf:
     return conditions
 
 
+def all_of(parts: Sequence[ConditionsOf]) -> ConditionsOf:
+    """Returns what makes the arrays of several conditions."""
+
+    def conditions(example: Example, mirrored: bool, rng: np.random.Generator) -> Example:
+        return {name: array for part in parts for name, array in part(example, mirrored, rng).items()}
+
+    return conditions
+
+
 def _draw_flip(rng: np.random.Generator) -> bool:
     """Returns whether an example is flipped: the first draw of its generator, of images and of their latents alike."""
     return rng.random() < 0.5

@@ -10,8 +10,7 @@ from jax.sharding import Mesh
 from dit_jax.config import Config
 from dit_jax.data.bad_examples import BadExamples
 from dit_jax.data.pipeline import Example, Transform, load_examples
-from dit_jax.models.autoencoder import Codec
-from dit_jax.models.conditioners import batch_conditions
+from dit_jax.models.conditioners import FrozenNetworks, batch_conditions
 from dit_jax.parallel.mesh import replicated, to_host
 from dit_jax.types import Conditions
 
@@ -23,7 +22,7 @@ def example_conditions(
     source: Sequence[Example],
     transform: Transform,
     positions: Sequence[int],
-    codec: Codec | None,
+    frozen: FrozenNetworks | None,
     mesh: Mesh,
     bad_examples: BadExamples | None = None,
 ) -> tuple[Conditions, dict[str, Any]]:
@@ -32,13 +31,13 @@ def example_conditions(
     What is random about an example is keyed by its position, as in `eval_batches`.
 
     Args:
-      source, transform, bad_examples: as for `eval_batches`; codec: of the latents, None for pixels.
+      source, transform, bad_examples: as for `eval_batches`; frozen: what encodes examples, None where nothing does.
     """
-    make = jax.jit(lambda batch, codec: batch_conditions(config, batch, codec))
+    make = jax.jit(lambda batch, frozen: batch_conditions(config, batch, frozen))
     parts = []
     for start in range(0, len(positions), AT_ONCE):
         batch = load_examples(source, transform, positions[start : start + AT_ONCE], bad_examples)
-        conditions = make(jax.device_put(batch, replicated(mesh)), codec)
+        conditions = make(jax.device_put(batch, replicated(mesh)), frozen)
         parts.append((jax.tree.map(to_host, conditions), batch))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 

@@ -25,6 +25,7 @@ from dit_jax.checkpoint import (
 from dit_jax.config import Config, MeshConfig, SamplingConfig, for_platform
 from dit_jax.evaluation.generate import KnownImages, make_generator, override_sampling
 from dit_jax.evaluation.given import Given
+from dit_jax.evaluation.text_encoders import TEXT_ENCODER_DIR, CaptionEncoder, load_caption_encoder
 from dit_jax.models.autoencoder import Codec
 from dit_jax.models.averages import average_decays, length_name, reconstruction_weights
 from dit_jax.models.build import abstract_params, build_autoencoder, build_denoiser
@@ -46,6 +47,7 @@ class LoadedModel:
     step: int
     codec: Codec | None  # None: a model of pixels, or converted weights without an autoencoder
     mesh: Mesh
+    captions: CaptionEncoder | None = None  # what makes conditions of captions; None: a model of no text
     _generators: dict = dataclasses.field(default_factory=dict, repr=False)  # compiled, by their settings
 
     def sample(
@@ -194,7 +196,9 @@ def load(
         codec = None
     else:
         codec = load_codec(workdir / AUTOENCODER_DIR, config.latents.scale, mesh)
-    return LoadedModel(config, params, step, codec, mesh)
+    text = config.conditions and config.conditions.text
+    captions = load_caption_encoder(text, workdir / TEXT_ENCODER_DIR) if text else None
+    return LoadedModel(config, params, step, codec, mesh, captions)
 
 
 def load_codec(workdir: str | os.PathLike, scale: float, mesh: Mesh, step: int | None = None) -> Codec:

@@ -19,6 +19,7 @@ from dit_jax.evaluation.loaded import LoadedModel
 from dit_jax.evaluation.parts import Parts
 from dit_jax.metrics.picture import to_uint8
 from dit_jax.metrics.reconstruction import SSIM_WINDOW, psnr, ssim
+from dit_jax.models.conditioners import FrozenNetworks
 from dit_jax.models.spatial import reduced
 from dit_jax.perceptual.lpips import lpips
 from dit_jax.types import Params
@@ -51,7 +52,8 @@ def restore(
     """
     config = model.config
     positions = spread_positions(len(source), num_images)
-    conditions, examples = example_conditions(config, source, transform, positions, model.codec, model.mesh)
+    frozen = FrozenNetworks(model.codec)
+    conditions, examples = example_conditions(config, source, transform, positions, frozen, model.mesh)
     known = None
     if config.spatial.kind == "inpainting":
         known = KnownImages(np.asarray(to_uint8(examples["image"])), examples["hole"] > 0)

@@ -153,7 +153,17 @@ def synthetic_images(config: Config, num_images: int) -> list[dict]:
     shape = (data.image_size, data.image_size, data.channels)
     images = rng.integers(0, 256, (num_images, *shape), np.uint8)
     labels = rng.integers(0, data.num_classes, num_images)
-    return [{"image": image, "label": int(label)} for image, label in zip(images, labels, strict=True)]
+    caption = synthetic_caption(config)
+    return [{"image": image, "label": int(label)} | caption for image, label in zip(images, labels, strict=True)]
+
+
+def synthetic_caption(config: Config) -> dict:
+    """Returns the fields of an example that its text is made of: a caption, and the states of one."""
+    text = config.conditions and config.conditions.text
+    if not text:
+        return {}
+    states = np.zeros((text.max_length, text.frozen_width), np.float32)
+    return {text.caption_field: text.max_length * "word ", "text": {"states": states, "pooled": states[0]}}
 
 
 def synthetic_latents(config: Config, num_images: int) -> list[dict]:
@@ -162,4 +172,5 @@ def synthetic_latents(config: Config, num_images: int) -> list[dict]:
     shape = (1 + config.data.horizontal_flip, height, width, 2 * channels)
     moments = 0.5 * rng.standard_normal((num_images, *shape), np.float32)
     labels = rng.integers(0, config.data.num_classes, num_images)
-    return [{"moments": example, "label": int(label)} for example, label in zip(moments, labels, strict=True)]
+    caption = synthetic_caption(config)
+    return [{"moments": example, "label": int(label)} | caption for example, label in zip(moments, labels, strict=True)]

@@ -1,69 +1,95 @@
-"""Frozen text encoders: a folder of one, written from those that others publish (`dit-jax convert`), and read.
+"""Text encoders for captions: the folder of a frozen one, and what turns captions into a denoiser's raw condition.
 
-The folder holds `text_encoder.json` (a `TextShape`), `text_encoder.safetensors` and `tokenizer.json`.
+The folder holds `tokenizer.json` and, of a frozen encoder, `text_encoder.json` (a `TextShape`) and
+`text_encoder.safetensors`; of one that is trained with the denoiser the tokenizer alone.
 """
 
-import dataclasses
-import json
 import os
 import pathlib
 import shutil
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from dit_jax.config import MAX_CODES, MAX_DEPTH, MAX_WIDTH, dataclass_from_json
+import jax
+import numpy as np
+
+from dit_jax.config import MAX_CODES, MAX_DEPTH, MAX_WIDTH, TextConfig, dataclass_from_json
+from dit_jax.data.sources import hash_files
 from dit_jax.data.tokenizer import TOKENIZER_NAME, Tokenizer
-from dit_jax.evaluation.converted import written_aside
 from dit_jax.json_file import read_json
 from dit_jax.models.text_encoder import FrozenTextEncoder, TextEncoder, TextShape, abstract_text_encoder
-from dit_jax.pretrained.files import read_tensors, write_tensors
+from dit_jax.pretrained.files import read_tensors
 from dit_jax.pretrained.name_map import Entry, Tensors, flatten, from_tensors
-from dit_jax.pretrained.text_encoder import (
-    encoder_tensors,
-    scaled_queries,
-    text_encoder_entries,
-    text_encoder_form,
-    text_encoder_shape,
-)
+from dit_jax.types import Conditions
 
 SHAPE_NAME, WEIGHTS_NAME = "text_encoder.json", "text_encoder.safetensors"
-RELEASED_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # of a folder of Hugging Face's
+TEXT_ENCODER_DIR = "text_encoder"  # inside a diffusion workdir or a latent cache: the encoder of its captions
+AT_ONCE = 64  # captions that a frozen encoder encodes at once
+
+_encode = jax.jit(FrozenTextEncoder.encode)
 
 
-def import_text_encoder(source: pathlib.Path, output: pathlib.Path) -> list[str]:
-    """Writes the folder that `load_text_encoder` reads; returns notes on what was left out.
+class CaptionEncoder(NamedTuple):
+    """What makes a denoiser's raw condition of captions."""
 
-    Args:
-      source: a folder of Hugging Face's, or its file of weights with `config.json` and `tokenizer.json` beside it.
+    tokenizer: Tokenizer
+    encoder: FrozenTextEncoder | None  # None: the denoiser has its own, which is trained with it
+
+    def condition(self, captions: Sequence[str]) -> Conditions:
+        """Returns the condition `text` of captions [N], on the host (`models.conditioners`); an empty one is the null.
+
+        Of a caption that is too long the end is cut: `tokenizer.cut` tells what.
+        """
+        tokens = self.tokenizer.tokenize(captions)
+        if self.encoder is None:
+            return tokens
+        parts = []
+        for start in range(0, len(captions), AT_ONCE):
+            rows = np.minimum(np.arange(start, start + AT_ONCE), len(captions) - 1)  # one shape, compiled once
+            parts.append(jax.device_get(_encode(self.encoder, tokens["ids"][rows], tokens["mask"][rows])))
+        return jax.tree.map(lambda *rows: np.concatenate(rows)[: len(captions)], *parts)
+
+
+def load_caption_encoder(text: TextConfig, folder: str | os.PathLike) -> CaptionEncoder:
+    """Returns what encodes captions for a config, from the folder of its tokenizer and frozen encoder.
 
     Raises:
-      ValueError: where these are of something else, or do not fit; nothing is written then.
+      ValueError: where the folder does not hold it, or holds that of another config.
     """
-    folder = source if source.is_dir() else source.parent
-    weights = [folder / name for name in RELEASED_WEIGHTS if (folder / name).is_file()] if source.is_dir() else [source]
-    if not weights:
-        raise ValueError(f"--input={source} has none of {', '.join(RELEASED_WEIGHTS)}")
-    for name, writer in (("config.json", "AutoConfig"), (TOKENIZER_NAME, "AutoTokenizer")):
-        if not (folder / name).is_file():
-            call = f"{writer}.from_pretrained(NAME).save_pretrained(FOLDER)"
-            raise ValueError(f"{folder} must hold {name}, too; transformers writes it: {call}")
-    try:
-        values = read_json(folder / "config.json")
-        form = text_encoder_form(values)
-        tensors, left_out = encoder_tensors(form, read_tensors(weights[0]))
-        fields = text_encoder_shape(form, values, tensors)
-        shape = checked_shape(fields, tensors)
-        if form == "t5":
-            tensors = scaled_queries(tensors, shape.head_dim)
-        params = from_tensors(text_encoder_entries(form, fields), tensors, abstract_text_encoder(shape))
-    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, IndexError) as error:
-        said = str(error) if isinstance(error, ValueError) else repr(error)
-        raise ValueError(said if str(folder) in said else f"{source} is no text encoder known here ({said})") from error
-    Tokenizer(folder, shape.max_length, shape.vocab_size)
-    with written_aside(output) as temporary:
-        temporary.mkdir()
-        (temporary / SHAPE_NAME).write_text(json.dumps(dataclasses.asdict(shape), indent=2) + "\n")
-        write_tensors(temporary / WEIGHTS_NAME, dict(flatten(params)))
-        shutil.copyfile(folder / TOKENIZER_NAME, temporary / TOKENIZER_NAME)
-    return [f"left out {len(left_out)} tensors of other parts: {', '.join(left_out[:3])} ..."] if left_out else []
+    if text.transformer is not None:
+        return CaptionEncoder(Tokenizer(folder, text.max_length, text.vocab_size), None)
+    encoder = load_text_encoder(folder)
+    shape = encoder.module.shape
+    widths = {"width of its states": shape.width, "width of its pooled state": shape.projection or shape.width}
+    for name, width in widths.items():
+        if width != text.frozen_width:
+            raise ValueError(
+                f"config.conditions.text.frozen_width={text.frozen_width} must be {width}, the {name}, for the text "
+                f"encoder in {folder}"
+            )
+    if shape.positions == "learned" and text.max_length > shape.max_length:
+        raise ValueError(
+            f"config.conditions.text.max_length={text.max_length} must be at most {shape.max_length}, the positions of "
+            f"the text encoder in {folder}"
+        )
+    return CaptionEncoder(Tokenizer(folder, text.max_length, shape.vocab_size), encoder)
+
+
+def text_files(text: TextConfig) -> tuple[str, ...]:
+    """Returns the names of the files in a folder that a config needs."""
+    return (TOKENIZER_NAME,) if text.transformer is not None else (TOKENIZER_NAME, SHAPE_NAME, WEIGHTS_NAME)
+
+
+def text_digest(text: TextConfig, folder: str | os.PathLike) -> str:
+    """Returns a SHA-256 of what a config needs of a folder."""
+    return hash_files((name, pathlib.Path(folder) / name) for name in text_files(text))
+
+
+def copy_text_encoder(text: TextConfig, folder: str | os.PathLike, target: pathlib.Path) -> None:
+    """Copies what a config needs of a folder to a new one."""
+    target.mkdir(exist_ok=True)
+    for name in text_files(text):
+        shutil.copyfile(pathlib.Path(folder) / name, target / name)
 
 
 def load_text_encoder(folder: str | os.PathLike) -> FrozenTextEncoder:

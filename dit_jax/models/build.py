@@ -50,8 +50,7 @@ def sequence_encoders(config: Config) -> dict[str, TextShape | None]:
         return {}
     if text.transformer is None:
         return {"text": None}
-    width, depth, num_heads = text.transformer.width, text.transformer.depth, text.transformer.num_heads
-    return {"text": TextShape(text.vocab_size, text.max_length, width, depth, num_heads, width // num_heads)}
+    return {"text": TextShape(text.vocab_size, text.max_length, **dataclasses.asdict(text.transformer))}
 
 
 def build_unet(config: Config) -> UNet:
@@ -104,16 +103,20 @@ def abstract_conditions(config: Config, batch_size: int = 1) -> Conditions:
     abstract = {"label": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}
     text = config.conditions and config.conditions.text
     if text:
-        shape = batch_size, text.max_length
-        abstract["text"] = {"mask": jax.ShapeDtypeStruct(shape, jnp.bool_)}
-        if text.transformer:
-            abstract["text"]["ids"] = jax.ShapeDtypeStruct(shape, jnp.int32)
-        else:
-            abstract["text"]["states"] = jax.ShapeDtypeStruct((*shape, text.frozen_width), jnp.float32)
+        abstract["text"] = abstract_tokens(config, batch_size)
+        if text.transformer is None:
+            ids = abstract["text"].pop("ids")
+            abstract["text"]["states"] = jax.ShapeDtypeStruct((*ids.shape, text.frozen_width), jnp.float32)
             abstract["text"]["pooled"] = jax.ShapeDtypeStruct((batch_size, text.frozen_width), jnp.float32)
     if config.spatial is not None:
         abstract["spatial"] = jax.ShapeDtypeStruct((batch_size, *config.spatial_shape), jnp.float32)
     return {name: abstract[name] for name in config.condition_dropout}
+
+
+def abstract_tokens(config: Config, batch_size: int = 1) -> Conditions:
+    """Returns the shapes and dtypes of captions as a tokenizer gives them."""
+    shape = batch_size, config.conditions.text.max_length
+    return {"ids": jax.ShapeDtypeStruct(shape, jnp.int32), "mask": jax.ShapeDtypeStruct(shape, jnp.bool_)}
 
 
 def init_params(config: Config, key: PRNGKey) -> Params:

@@ -12,7 +12,7 @@ condition is what it is replaced by in training at times, and in guidance (arXiv
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from dit_jax.config import Config
 from dit_jax.models.autoencoder import Codec
 from dit_jax.models.spatial import batch_spatial
-from dit_jax.models.text_encoder import TextEncoder, TextShape
+from dit_jax.models.text_encoder import FrozenTextEncoder, TextEncoder, TextShape
 from dit_jax.nn.embeddings import normal_init
 from dit_jax.nn.linear import Linear
 from dit_jax.types import Array, Batch, Conditions, PRNGKey
@@ -82,15 +82,22 @@ def as_conditions(conditions: Array | Conditions) -> Conditions:
     return dict(conditions) if isinstance(conditions, Mapping) else {"label": conditions}
 
 
-def batch_conditions(config: Config, batch: Batch, codec: Codec | None) -> Conditions:
-    """Returns the raw conditions of a batch of examples that the denoiser reads.
+class FrozenNetworks(NamedTuple):
+    """Networks that encode a batch in each step, where the config asks for that, and that no step changes."""
 
-    codec: the autoencoder that encodes in each step, where the config asks for that.
-    """
-    made = {"spatial": batch_spatial}
-    return {
-        name: made[name](config, batch, codec) if name in made else batch[name] for name in config.condition_dropout
-    }
+    codec: Codec | None = None  # of images
+    text_encoder: FrozenTextEncoder | None = None  # of captions
+
+
+def batch_conditions(config: Config, batch: Batch, frozen: FrozenNetworks | None) -> Conditions:
+    """Returns the raw conditions of a batch of examples that the denoiser reads."""
+    codec, text_encoder = frozen or FrozenNetworks()
+    conditions = {name: batch.get(name) for name in config.condition_dropout}
+    if "spatial" in conditions:
+        conditions["spatial"] = batch_spatial(config, batch, codec)
+    if text_encoder is not None:
+        conditions["text"] = text_encoder.encode(**batch["text"])
+    return conditions
 
 
 def with_spatial(x_t: Array, conditions: Conditions) -> Array:

@@ -7,17 +7,17 @@ import jax
 from dit_jax.config import Config
 from dit_jax.diffusion.losses import hybrid_loss
 from dit_jax.diffusion.process import make_process
-from dit_jax.models.autoencoder import Codec, draw_latents
+from dit_jax.models.autoencoder import draw_latents
 from dit_jax.models.build import build_denoiser
-from dit_jax.models.conditioners import batch_conditions, drop_conditions
+from dit_jax.models.conditioners import FrozenNetworks, batch_conditions, drop_conditions
 from dit_jax.training.step import LossFn
 from dit_jax.types import Array, Batch, Params, PRNGKey
 
 
-def encoded(batch: Batch, codec: Codec | None) -> Array:
+def encoded(batch: Batch, frozen: FrozenNetworks | None) -> Array:
     """Returns the moments of a batch: the cache's, or of the images just encoded; without latents the images."""
-    if codec is not None:
-        return codec.moments(batch["image"])
+    if frozen is not None and frozen.codec is not None:
+        return frozen.codec.moments(batch["image"])
     return batch["moments"] if "moments" in batch else batch["image"]
 
 
@@ -31,36 +31,36 @@ def diffusion_input(config: Config, moments: Array, key: PRNGKey) -> Array:
 def make_diffusion_loss(config: Config) -> LossFn:
     """Returns the training loss of a batch {"moments" or "image", conditions}, at uniform t, with conditions dropped.
 
-    Its constants are the autoencoder that encodes the images, where the config asks for that.
+    Its constants are what encodes images or captions, where the config asks for that.
     """
     model, process = build_denoiser(config), make_process(config.diffusion)
     rates, num_classes = config.condition_dropout, config.data.num_classes
 
-    def loss_fn(params: Params, batch: Batch, key: PRNGKey, codec: Codec | None) -> dict[str, Array]:
+    def loss_fn(params: Params, batch: Batch, key: PRNGKey, frozen: FrozenNetworks | None) -> dict[str, Array]:
         posterior_key, t_key, noise_key, drop_key = jax.random.split(key, 4)
-        x_0 = diffusion_input(config, encoded(batch, codec), posterior_key)
+        x_0 = diffusion_input(config, encoded(batch, frozen), posterior_key)
         step = jax.random.randint(t_key, (x_0.shape[0],), 0, process.num_steps)
         noise = jax.random.normal(noise_key, x_0.shape)
-        conditions = drop_conditions(drop_key, batch_conditions(config, batch, codec), rates, num_classes)
+        conditions = drop_conditions(drop_key, batch_conditions(config, batch, frozen), rates, num_classes)
         model_fn = lambda *inputs: model.apply({"params": params}, *inputs)  # noqa: E731
         return hybrid_loss(process, model_fn, x_0, step, noise, conditions, config.diffusion.min_snr_gamma)
 
     return loss_fn
 
 
-def make_diffusion_eval(config: Config) -> Callable[[Params, Batch, Codec | None], dict[str, Array]]:
+def make_diffusion_eval(config: Config) -> Callable[[Params, Batch, FrozenNetworks | None], dict[str, Array]]:
     """Returns the held-out loss of each image, its conditions kept; t and noise are functions of the image's index.
 
     So two evaluations of the same weights are equal, and the curve over training moves with the weights alone.
     """
     model, process = build_denoiser(config), make_process(config.diffusion)
 
-    def eval_fn(params: Params, batch: Batch, codec: Codec | None) -> dict[str, Array]:
+    def eval_fn(params: Params, batch: Batch, frozen: FrozenNetworks | None) -> dict[str, Array]:
         keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(jax.random.key(0), index), 3))(batch["index"])
-        x_0 = jax.vmap(lambda moments, key: diffusion_input(config, moments, key))(encoded(batch, codec), keys[:, 0])
+        x_0 = jax.vmap(lambda moments, key: diffusion_input(config, moments, key))(encoded(batch, frozen), keys[:, 0])
         step = jax.vmap(lambda key: jax.random.randint(key, (), 0, process.num_steps))(keys[:, 1])
         noise = jax.vmap(lambda key: jax.random.normal(key, x_0.shape[1:]))(keys[:, 2])
-        conditions = batch_conditions(config, batch, codec)
+        conditions = batch_conditions(config, batch, frozen)
         model_fn = lambda *inputs: model.apply({"params": params}, *inputs)  # noqa: E731
         return hybrid_loss(process, model_fn, x_0, step, noise, conditions, config.diffusion.min_snr_gamma)
 

@@ -11,6 +11,7 @@ import numpy as np
 from dit_jax.checkpoint import Checkpoints
 from dit_jax.config import Config
 from dit_jax.parallel.mesh import prefetch, to_host, traced_on
+from dit_jax.pretrained.name_map import flatten
 from dit_jax.training.bad_steps import abandoned_steps, read_bad_steps
 from dit_jax.training.loop import Task, build_update, restored_state, state_items
 from dit_jax.training.state import TrainState, abstract_state, create_state
@@ -62,7 +63,7 @@ def replay(
         if row["step"] == step and "reason" in row:
             yield f"recorded: {_values(row)}"
     examples = task.examples_of(step - 1) if task.examples_of else None
-    for name, array in batch.items():
+    for name, array in flatten(batch):
         rows = np.flatnonzero(~np.isfinite(to_host(array)).reshape(len(array), -1).all(axis=1)).tolist()
         if rows:
             which = "" if examples is None else f", examples {[examples[row] for row in rows]} of the training data"
