@@ -199,10 +199,33 @@ class SpatialConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LayoutConfig:
+    """Boxes with classes as a condition: tokens (`data.layouts`), read by a transformer trained with the denoiser."""
+
+    classes: tuple[str, ...]  # of boxes, by name
+    transformer: TokenTransformerConfig  # LDM: 16 layers of width 512
+    layout_field: str = "layout"  # of an example, as `data.extra_fields` are
+    max_objects: int = 30  # of three tokens each, with a start and an end 92 (LDM)
+    num_sections: int = 32  # places along a side that the corners of boxes are rounded to
+    dropout: float = 0.1  # share of layouts replaced by the null in training
+
+    @property
+    def num_tokens(self) -> int:
+        """The length that layouts are padded to."""
+        return 3 * self.max_objects + 2
+
+    @property
+    def vocab_size(self) -> int:
+        """Classes, places, the start and the end."""
+        return len(self.classes) + self.num_sections**2 + 2
+
+
+@dataclasses.dataclass(frozen=True)
 class ConditionsConfig:
     """What a denoiser is conditioned on beside the class label, which is of its own section."""
 
     text: TextConfig | None = None
+    layout: LayoutConfig | None = None
     spatial: SpatialConfig | None = None
 
 
@@ -385,6 +408,11 @@ class Config:
         return rates | {name: section.dropout for name, section in sections.items() if section is not None}
 
     @property
+    def layout(self) -> LayoutConfig | None:
+        """The condition of boxes, if there is one."""
+        return self.conditions.layout if self.conditions else None
+
+    @property
     def spatial(self) -> SpatialConfig | None:
         """The condition that is concatenated to x_t, if there is one."""
         return self.conditions.spatial if self.conditions else None
@@ -399,10 +427,9 @@ class Config:
     @property
     def example_data(self) -> DataConfig:
         """The data set, with the fields of an example that conditions are made of."""
-        text = self.conditions and self.conditions.text
-        if not text or text.caption_field in self.data.extra_fields:
-            return self.data
-        return dataclasses.replace(self.data, extra_fields=(*self.data.extra_fields, text.caption_field))
+        text, fields = self.conditions and self.conditions.text, self.data.extra_fields
+        read = ([text.caption_field] if text else []) + ([self.layout.layout_field] if self.layout else [])
+        return dataclasses.replace(self.data, extra_fields=(*fields, *(name for name in read if name not in fields)))
 
     @property
     def num_downsamplings(self) -> int:
@@ -593,7 +620,7 @@ def undivided_activations(config: Config, axes: Mapping[str, int]) -> list[str]:
 def num_condition_tokens(config: Config) -> int:
     """Returns the tokens of a denoiser's sequences, such as a caption, padding included."""
     text = config.conditions and config.conditions.text
-    return text.max_length if text else 0
+    return (text.max_length if text else 0) + (config.layout.num_tokens if config.layout else 0)
 
 
 def _check_autoencoder(config: Config) -> None:
@@ -687,6 +714,8 @@ def _check_diffusion(config: Config) -> None:
     )
     gamma = diffusion.min_snr_gamma
     _require(gamma is None or gamma > 0, f"config.diffusion.min_snr_gamma={gamma} must be positive, or None")
+    if config.layout is not None:
+        _check_layout(config.layout)
     if config.spatial is not None:
         _check_spatial(config)
     check_sampling(config.sampling, config)
@@ -768,6 +797,18 @@ def _check_unet(config: Config) -> None:
         not compute.scan_blocks,
         "config.compute.scan_blocks=True cannot be for config.unet, whose blocks differ; set False",
     )
+
+
+def _check_layout(layout: LayoutConfig) -> None:
+    names = layout.classes
+    _require(
+        names
+        and len(set(names)) == len(names)
+        and all(name == name.strip() != "" and ";" not in name for name in names),
+        f"config.conditions.layout.classes={_shown(names)} must be different names, without a ; or blanks around them",
+    )
+    _require(layout.dropout <= 1, f"config.conditions.layout.dropout={layout.dropout} must be in [0, 1]")
+    _require(layout.num_sections > 1, f"config.conditions.layout.num_sections={layout.num_sections} must be above 1")
 
 
 def _check_spatial(config: Config) -> None:
@@ -960,6 +1001,15 @@ def _check_sizes(config: Config) -> None:
             ("conditions.text.max_length", text.max_length, MAX_CODES),
             ("conditions.text.vocab_size", text.vocab_size, MAX_CODES),
             ("conditions.text.frozen_width", text.frozen_width, MAX_WIDTH),
+        ]
+    if config.layout:
+        layout = config.layout
+        sizes += [
+            ("conditions.layout.classes, their number", len(layout.classes), MAX_CODES),
+            ("conditions.layout.max_objects", layout.max_objects, MAX_WIDTH),
+            ("conditions.layout.num_sections", layout.num_sections, MAX_DEPTH),
+            ("conditions.layout.transformer.width", layout.transformer.width, MAX_WIDTH),
+            ("conditions.layout.transformer.depth", layout.transformer.depth, MAX_DEPTH),
         ]
     if text and text.transformer:
         sizes += [

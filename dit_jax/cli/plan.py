@@ -279,8 +279,12 @@ def abstract_batch(config: Config, mesh: "Mesh") -> dict:
     batch = {name: jax.ShapeDtypeStruct((size, *shape), dtype) for name, (shape, dtype) in arrays.items()}
     if text_of(config):
         batch["text"] = (
-            abstract_tokens(config, size) if encodes_text(config) else abstract_conditions(config, size)["text"]
+            abstract_tokens(size, text_of(config).max_length)
+            if encodes_text(config)
+            else abstract_conditions(config, size)["text"]
         )
+    if config.layout is not None:
+        batch["layout"] = abstract_tokens(size, config.layout.num_tokens)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), batch)
 
 

@@ -31,6 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     images.add_argument("--image", metavar="FILE", help="to enlarge, to paint in (with --mask), or to start from")
     images.add_argument("--mask", metavar="FILE", help="white where to paint; elsewhere the image stays as it is")
     images.add_argument("--map", metavar="FILE", help="of the pixels' classes, for a model of semantic synthesis")
+    images.add_argument(
+        "--layout",
+        metavar="'CLASS LEFT TOP RIGHT BOTTOM; ...'",
+        help="boxes to draw, in fractions of the image; or a file with a layout a line",
+    )
     images.add_argument("--strength", help="of the noise on the image that the drawing starts from, below 1")
     parser.add_argument("--sampler", help="ancestral, ddim, dpm_solver or plms (default: the run's config.sampling)")
     parser.add_argument("--steps", help="a count, ddimN, or timesteps with commas between (default: the run's)")
@@ -133,7 +138,19 @@ def given_images(args: argparse.Namespace, config: Config) -> "Given":
     classes = [semantic_map(each, size, 256, False) for each in read("map", read_classes)]
     if len({image.shape for image in images}) > 1:
         raise ValueError(f"--image={args.image} must be images of one size")
-    return Given(*(np.stack(series) if series else None for series in (images, masks, classes)))
+    return Given(
+        *(np.stack(series) if series else None for series in (images, masks, classes)), read_layouts(args.layout)
+    )
+
+
+def read_layouts(text: str | None) -> list[str] | None:
+    """Returns the layouts of --layout: one given as text, or those of a file's lines."""
+    if text is None or not pathlib.Path(text[:200]).is_file():
+        return text if text is None else [text]
+    lines = [line for line in pathlib.Path(text).read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"--layout={text} must have a layout a line, but has none")
+    return lines
 
 
 def parse_steps(text: str | None) -> str | list[int] | None:

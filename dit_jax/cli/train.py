@@ -244,11 +244,14 @@ def example_transform(config: Config, train: bool) -> "Transform":
         caption_tokens,
         image_transform,
         latent_transform,
+        layout_tokens,
         spatial_arrays,
     )
     from dit_jax.data.tokenizer import Tokenizer
 
     text, conditions = text_of(config), []
+    if config.layout:
+        conditions.append(layout_tokens(config.layout))
     if config.spatial:
         conditions.append(spatial_arrays(config.data, config.spatial))
     if text and (text.transformer is not None or reads_images(config)):
@@ -336,6 +339,11 @@ def resolve_latents(config: Config) -> Config:
         raise ValueError(
             f"latent cache {latents.path} must hold the captions {text.caption_field!r}, as `dit-jax encode` writes "
             "them for a config with config.conditions.text, but does not; encode again"
+        )
+    if config.layout and config.layout.layout_field not in manifest.extra_fields:
+        raise ValueError(
+            f"latent cache {latents.path} must hold the layouts {config.layout.layout_field!r}, as `dit-jax encode` "
+            "writes them for a config with config.conditions.layout, but does not; encode again"
         )
     if text and text.transformer is None:
         cached = {"caption_field": manifest.text.field} | {

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from dit_jax.config import DataConfig, SpatialConfig
+from dit_jax.config import DataConfig, LayoutConfig, SpatialConfig
 from dit_jax.data import transforms
 from dit_jax.data.bad_examples import BadExamples
+from dit_jax.data.layouts import LayoutTokenizer
 from dit_jax.data.masks import random_hole
 from dit_jax.data.tokenizer import Tokenizer
 
@@ -188,6 +189,16 @@ def spatial_arrays(data: DataConfig, spatial: SpatialConfig) -> ConditionsOf:
         if spatial.kind == "semantic":
             return {"map": transforms.semantic_map(example["map"], data.image_size, spatial.num_classes, mirrored)}
         return {}
+
+    return conditions
+
+
+def layout_tokens(layout: LayoutConfig) -> ConditionsOf:
+    """Returns what makes `layout` of an example's boxes: `ids` [L] int32 and `mask` [L] bool, mirrored as the image."""
+    tokenizer = LayoutTokenizer(layout)
+
+    def conditions(example: Example, mirrored: bool, _) -> Example:
+        return {"layout": tokenizer.tokenize(tokenizer.parse(str(example[layout.layout_field])), mirrored)}
 
     return conditions
 

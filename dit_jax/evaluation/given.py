@@ -1,11 +1,13 @@
 """Images that a user gives to draw from: checked before any device is touched, then raw conditions and known images."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
 
 from dit_jax.config import Config
+from dit_jax.data.layouts import LayoutTokenizer
 from dit_jax.evaluation.generate import KnownImages, check_known, require_codec
 from dit_jax.models.autoencoder import Codec
 from dit_jax.models.spatial import of_low_resolution, of_map, of_masked
@@ -18,14 +20,18 @@ class Given:
 
     image: uint8 [.., S, S, C], to enlarge, to paint in, or to start from; S is the model's `data.image_size`, and less
     by its factor for a model of super-resolution. mask: bool [.., S, S], True where to paint. classes: integers
-    [.., S, S], of each pixel, for a model of semantic synthesis.
+    [.., S, S], of each pixel, for a model of semantic synthesis. layout: the text of boxes (`data.layouts`), or several
+    texts, for a model that draws boxes.
     """
 
     image: np.ndarray | None = None
     mask: np.ndarray | None = None
     classes: np.ndarray | None = None
+    layout: str | Sequence[str] | None = None
 
     def __post_init__(self):
+        if isinstance(self.layout, str):
+            object.__setattr__(self, "layout", [self.layout])
         for name, num_axes in (("image", 4), ("mask", 3), ("classes", 3)):
             value = getattr(self, name)
             if value is not None:
@@ -45,6 +51,15 @@ class Given:
         """Raises ValueError where the model of a config has no use for what is given, or needs more or another size."""
         kind, size, channels = config.spatial and config.spatial.kind, config.data.image_size, config.data.channels
         needed = {"low_resolution": ("image",), "inpainting": ("image", "mask"), "semantic": ("classes",)}.get(kind, ())
+        if (self.layout is None) != (config.layout is None):
+            raise ValueError(
+                "a layout is of no use to this model, which reads no boxes; leave it out"
+                if config.layout is None
+                else f"the model draws boxes of {', '.join(config.layout.classes)}; give a layout, such as "
+                f"'{config.layout.classes[0]} 0.1 0.1 0.6 0.9'"
+            )
+        if config.layout is not None:
+            self._layout_tokens(config)
         missing = [name for name in needed if not self._is_given[name]]
         if missing:
             names = [{"classes": "map of classes"}.get(name, name) for name in missing]
@@ -74,6 +89,13 @@ class Given:
 
     def conditions(self, config: Config, codec: Codec | None, num_images: int) -> Conditions:
         """Returns the raw conditions that these are, [num_images, ...]; none where the network reads none of them."""
+        layout = {}
+        if config.layout is not None:
+            tokens = self._layout_tokens(config)
+            layout["layout"] = {name: self._in_turn(rows, num_images) for name, rows in tokens.items()}
+        return layout | self._spatial(config, codec, num_images)
+
+    def _spatial(self, config: Config, codec: Codec | None, num_images: int) -> Conditions:
         if config.spatial is None:
             return {}
         if config.spatial.kind == "low_resolution":
@@ -97,6 +119,11 @@ class Given:
         if self.image is None or (config.spatial is not None and config.spatial.kind == "low_resolution"):
             return None
         return KnownImages(self.image, None if self.mask is None else self.mask[..., None])
+
+    def _layout_tokens(self, config: Config) -> dict[str, np.ndarray]:
+        tokenizer = LayoutTokenizer(config.layout)
+        tokens = [tokenizer.tokenize(tokenizer.parse(text)) for text in self.layout]
+        return {name: np.stack([each[name] for each in tokens]) for name in tokens[0]}
 
     def _in_turn(self, x: np.ndarray, num_images: int) -> np.ndarray:
         """Returns [num_images, ...]: the rows of x in turn; of one row no copies are made."""

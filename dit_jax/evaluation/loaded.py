@@ -61,6 +61,7 @@ class LoadedModel:
         image: np.ndarray | None = None,
         mask: np.ndarray | None = None,
         classes: np.ndarray | None = None,
+        layout: str | Sequence[str] | None = None,
         progress: bool = False,
         num_frames: int = 0,
         **sampling,
@@ -73,20 +74,20 @@ class LoadedModel:
 
         With an image and a mask every model paints in the mask, and leaves the other pixels as they are; with an image
         and `strength` below 1 it draws from that one, noised. A model of super-resolution enlarges the image, one of
-        semantic synthesis draws for `classes`.
+        semantic synthesis draws for `classes`, one of boxes for a `layout` such as "cat 0 0.25 0.5 1; dog 0.5 0 1 1".
 
         Args:
           labels: [N], or a dict of raw conditions [N, ...] (`models.conditioners`); None for a model that reads none.
           num_images: N where there are no labels; None: 1.
           num_steps: a count, "ddimN" or the timesteps themselves, ascending.
           cfg_scale: of classifier-free guidance; seed: of the noise; progress: show a bar.
-          image, mask, classes: see `given.Given`; one, or several in turn.
+          image, mask, classes, layout: see `given.Given`; one, or several in turn.
           num_frames: where positive, the images are [N, num_frames, H, W, 3]: predictions of x_0 on the way.
           sampling: further fields of `SamplingConfig`, such as `sampler`, `eta` or `strength`.
         """
         self._check_stage("diffusion", "sample")
         settings = override_sampling(self.config.sampling, num_steps, cfg_scale=cfg_scale, **sampling)
-        conditions, known = self.inputs(labels, Given(image, mask, classes), settings, num_images)
+        conditions, known = self.inputs(labels, Given(image, mask, classes, layout), settings, num_images)
         return self.draw(conditions, settings, seed, known, progress=progress, num_frames=num_frames)
 
     def inputs(

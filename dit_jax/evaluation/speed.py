@@ -153,17 +153,21 @@ def synthetic_images(config: Config, num_images: int) -> list[dict]:
     shape = (data.image_size, data.image_size, data.channels)
     images = rng.integers(0, 256, (num_images, *shape), np.uint8)
     labels = rng.integers(0, data.num_classes, num_images)
-    caption = synthetic_caption(config)
-    return [{"image": image, "label": int(label)} | caption for image, label in zip(images, labels, strict=True)]
+    fields = synthetic_fields(config)
+    return [{"image": image, "label": int(label)} | fields for image, label in zip(images, labels, strict=True)]
 
 
-def synthetic_caption(config: Config) -> dict:
-    """Returns the fields of an example that its text is made of: a caption, and the states of one."""
-    text = config.conditions and config.conditions.text
-    if not text:
-        return {}
-    states = np.zeros((text.max_length, text.frozen_width), np.float32)
-    return {text.caption_field: text.max_length * "word ", "text": {"states": states, "pooled": states[0]}}
+def synthetic_fields(config: Config) -> dict:
+    """Returns the fields of an example that its conditions are made of: a caption and its states, boxes, classes."""
+    text, layout, size, fields = config.conditions and config.conditions.text, config.layout, config.data.image_size, {}
+    if text:
+        states = np.zeros((text.max_length, text.frozen_width), np.float32)
+        fields |= {text.caption_field: text.max_length * "word ", "text": {"states": states, "pooled": states[0]}}
+    if layout:
+        fields[layout.layout_field] = layout.max_objects * f"{layout.classes[0]} 0 0 1 1;"
+    if config.spatial and config.spatial.kind == "semantic":
+        fields["map"] = np.zeros((size, size), np.uint8)
+    return fields
 
 
 def synthetic_latents(config: Config, num_images: int) -> list[dict]:
@@ -172,5 +176,5 @@ def synthetic_latents(config: Config, num_images: int) -> list[dict]:
     shape = (1 + config.data.horizontal_flip, height, width, 2 * channels)
     moments = 0.5 * rng.standard_normal((num_images, *shape), np.float32)
     labels = rng.integers(0, config.data.num_classes, num_images)
-    caption = synthetic_caption(config)
-    return [{"moments": example, "label": int(label)} | caption for example, label in zip(moments, labels, strict=True)]
+    fields = synthetic_fields(config)
+    return [{"moments": example, "label": int(label)} | fields for example, label in zip(moments, labels, strict=True)]

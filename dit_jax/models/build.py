@@ -45,12 +45,14 @@ def build_dit(config: Config) -> DiT:
 
 def sequence_encoders(config: Config) -> dict[str, TextShape | None]:
     """Returns the trained encoder of each condition of tokens, by name; None of one whose encoder is frozen."""
-    text = config.conditions and config.conditions.text
-    if not text:
-        return {}
-    if text.transformer is None:
-        return {"text": None}
-    return {"text": TextShape(text.vocab_size, text.max_length, **dataclasses.asdict(text.transformer))}
+    text, layout, encoders = config.conditions and config.conditions.text, config.layout, {}
+    if text and text.transformer is None:
+        encoders["text"] = None
+    elif text:
+        encoders["text"] = TextShape(text.vocab_size, text.max_length, **dataclasses.asdict(text.transformer))
+    if layout:
+        encoders["layout"] = TextShape(layout.vocab_size, layout.num_tokens, **dataclasses.asdict(layout.transformer))
+    return encoders
 
 
 def build_unet(config: Config) -> UNet:
@@ -103,19 +105,21 @@ def abstract_conditions(config: Config, batch_size: int = 1) -> Conditions:
     abstract = {"label": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}
     text = config.conditions and config.conditions.text
     if text:
-        abstract["text"] = abstract_tokens(config, batch_size)
+        abstract["text"] = abstract_tokens(batch_size, text.max_length)
         if text.transformer is None:
             ids = abstract["text"].pop("ids")
             abstract["text"]["states"] = jax.ShapeDtypeStruct((*ids.shape, text.frozen_width), jnp.float32)
             abstract["text"]["pooled"] = jax.ShapeDtypeStruct((batch_size, text.frozen_width), jnp.float32)
+    if config.layout is not None:
+        abstract["layout"] = abstract_tokens(batch_size, config.layout.num_tokens)
     if config.spatial is not None:
         abstract["spatial"] = jax.ShapeDtypeStruct((batch_size, *config.spatial_shape), jnp.float32)
     return {name: abstract[name] for name in config.condition_dropout}
 
 
-def abstract_tokens(config: Config, batch_size: int = 1) -> Conditions:
-    """Returns the shapes and dtypes of captions as a tokenizer gives them."""
-    shape = batch_size, config.conditions.text.max_length
+def abstract_tokens(batch_size: int, length: int) -> Conditions:
+    """Returns the shapes and dtypes of captions or layouts as a tokenizer gives them."""
+    shape = batch_size, length
     return {"ids": jax.ShapeDtypeStruct(shape, jnp.int32), "mask": jax.ShapeDtypeStruct(shape, jnp.bool_)}
 
 

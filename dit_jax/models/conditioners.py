@@ -5,6 +5,7 @@ Raw conditions are a dict, [B, ...] each, of those that the model was trained wi
     label    [B] int32 in [0, num_classes]; num_classes is the null class
     text     of a trained encoder: ids [B, L] int32, and mask [B, L] bool, False behind a caption's end
              of a frozen one: its states [B, L, E] and pooled [B, E] float32, and that mask; of the null all is False
+    layout   boxes with classes (`data.layouts`): ids [B, L] int32, and mask [B, L] bool as of a text
     spatial  [B, H, W, K] float32, of the input's own H and W (`models.spatial`); zeros are the null
 
 A network's conditioners turn them into one `Condition`, which its blocks read as they were built to. The null of a

@@ -19,10 +19,13 @@ RULES: tuple[Rule, ...] = (
     (r"(cross_attn/q|fc1|mlp_0|adaLN_modulation/linear|emb_shift)/kernel", ("fsdp", "tensor")),
     (r"(proj|fc2|mlp_2)/kernel", ("tensor", "fsdp")),
     (
-        r"(final_layer/linear|text/vector|text/tokens|skip)/kernel",
+        r"(final_layer/linear|(text|layout)/(vector|tokens)|skip)/kernel",
         ("fsdp", None),
     ),  # its outputs are the few values of a patch
-    (r"x_embedder/kernel|embedding_table", (None, "fsdp")),  # nor are patches wide, or the classes and "none" even
+    (
+        r"x_embedder/kernel|(embedding|token|position)_table",
+        (None, "fsdp"),
+    ),  # nor are patches wide, or the classes and "none" even
     (r"quantize/embedding|codebook/sums", ("fsdp", None)),
     (r"conv_in/kernel", (None, None, None, "fsdp")),  # its inputs are the channels of an image or of latents
     (r"(conv_out|quant_conv|q|k)/kernel", (None, None, "fsdp", None)),

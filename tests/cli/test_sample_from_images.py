@@ -25,7 +25,10 @@ SPATIAL = {
     "low_resolution": {"kind": "low_resolution", "factor": 2},
     "inpainting": {"kind": "inpainting"},
     "semantic": {"kind": "semantic", "num_classes": 4},
+    "layout": None,
 }
+LAYOUT = {"classes": ("cat", "dog"), "max_objects": 2, "transformer": {"width": 16, "depth": 1}}
+CAT, DOG = "cat 0 0 0.5 1", "dog 0.5 0.5 1 1"
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +37,7 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("tasks")
     for name, spatial in SPATIAL.items():
         values = config_to_dict(dit_config(root / "none"))
-        values["conditions"] = {"spatial": spatial}
+        values["conditions"] = {"spatial": spatial, "layout": LAYOUT if name == "layout" else None}
         values["diffusion"]["prediction"] = "x_0"  # of which random weights draw no black and white alone
         values["data"]["map_field"] = "map" if name == "semantic" else None
         config = config_from_dict(values)
@@ -116,6 +119,23 @@ def test_model_draws_from_the_image_that_it_was_trained_to_read(root, name, flag
     np.testing.assert_array_equal(load(root / name).sample([0, 1], **given)[1], both[1])
 
 
+def test_model_draws_the_boxes_that_it_is_given(root, tmp_path):
+    images = draw(root, "layout", tmp_path / "a", f"--layout={CAT}")
+    (tmp_path / "layouts.txt").write_text(f"{CAT}\n\n{DOG}; {CAT}\n")
+    both = draw(root, "layout", tmp_path / "b", f"--layout={tmp_path / 'layouts.txt'}")
+    np.testing.assert_array_equal(both[::2], images[::2])  # in turn
+    assert (both[1] != images[1]).any()
+    model = load(root / "layout")
+    np.testing.assert_array_equal(model.sample([0, 1], layout=[CAT, f"{DOG}; {CAT}"]), both[:2])
+    moved = model.sample([0], layout="cat 0.5 0 1 1")
+    assert (moved != images[:1]).any()
+    null = {"ids": np.zeros((1, 8), np.int32), "mask": np.zeros((1, 8), bool)}
+    unguided = model.sample([0], layout=CAT, cfg_scales=(("layout", 0.0),))
+    np.testing.assert_array_equal(
+        unguided, model.draw({"label": np.array([0]), "layout": null}, model.config.sampling, 0)
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "flags", "message"),
     [
@@ -136,6 +156,11 @@ def test_model_draws_from_the_image_that_it_was_trained_to_read(root, name, flag
         ("inpainting", ["--image={root}/image.png"], "give the mask"),
         ("semantic", [], "give the map of classes"),
         ("semantic", ["--map={root}/image.png"], "a map's classes must be from 0 to 3"),
+        ("plain", [f"--layout={CAT}"], "of no use to this model, which reads no boxes"),
+        ("layout", [], "the model draws boxes of cat, dog; give a layout, such as"),
+        ("layout", ["--layout=cat 0 0 1.5 1"], "must lie within the image"),
+        ("layout", ["--layout=cow 0 0 1 1"], "'cow' is no class of the model"),
+        ("layout", [f"--layout={CAT};{CAT};{CAT}"], "3 boxes are more than the model's 2"),
         ("plain", ["--sampler=plms", "--config.sampling.num_resamplings=2"], "use ancestral or ddim"),
     ],
 )

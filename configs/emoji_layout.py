@@ -1,0 +1,53 @@
+"""Layout to image: emoji of nine categories in given boxes, at 32 x 32 pixels, by a DiT that attends to their tokens.
+
+./launch/emoji_scenes.sh
+dit-jax train --config=configs/emoji_layout.py --workdir=runs/layout
+dit-jax sample --workdir=runs/layout --layout="flags 0.05 0.1 0.55 0.45; smileys_emotion 0.5 0.5 0.95 0.95"
+"""
+
+from ml_collections import ConfigDict
+
+CLASSES = (
+    "activities", "animals_nature", "flags", "food_drink", "objects", "people_body", "smileys_emotion", "symbols",
+    "travel_places",
+)  # fmt: skip
+
+
+def get_config() -> ConfigDict:
+    """Returns the config."""
+    config = ConfigDict()
+    config.stage = "diffusion"
+    config.data = ConfigDict({"name": "data/emoji_scenes", "image_size": 32, "num_classes": 1})
+    config.conditions = ConfigDict(
+        {"layout": {"classes": CLASSES, "max_objects": 4, "transformer": {"width": 128, "depth": 2, "num_heads": 2}}}
+    )
+    config.dit = ConfigDict(
+        {
+            "depth": 6,
+            "width": 128,
+            "num_heads": 2,
+            "patch_size": 4,
+            "class_conditional": False,
+            "conditioning": ("adaln_zero", "cross_attention"),
+        }
+    )
+    # A small network learns to predict pixels sooner than the noise on them, which fills all of a patch's dimensions.
+    config.diffusion = ConfigDict({"schedule": "cosine", "prediction": "x_0", "variance": "fixed_small"})
+    config.optimizer = ConfigDict(
+        {"learning_rate": 1e-3, "schedule": "cosine", "warmup_steps": 100, "max_grad_norm": 1.0}
+    )
+    config.training = ConfigDict(
+        {
+            "num_train_steps": 4000,
+            "global_batch_size": 16,
+            "ema_decay": 0.998,
+            "log_every_steps": 100,
+            "eval_every_steps": 1000,
+            "checkpoint_every_steps": 1000,
+            "num_eval_examples": 400,
+        }
+    )
+    config.sampling = ConfigDict(
+        {"sampler": "ddim", "num_steps": 25, "cfg_scale": 2.0, "cfg_channels": None, "x_0_limit": 1.0, "batch_size": 50}
+    )
+    return config
