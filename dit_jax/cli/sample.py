@@ -13,6 +13,7 @@ import typing
 from dit_jax.config import ComputeConfig, Config, override_config
 
 if typing.TYPE_CHECKING:
+    from dit_jax.data.tokenizer import Tokenizer
     from dit_jax.evaluation.given import Given
 
 HELP = "draws images from a trained diffusion model"
@@ -23,8 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's flags."""
     parser.add_argument("--workdir", required=True, metavar="DIR", help="of a diffusion run")
     parser.add_argument("--output", metavar="DIR", help="where the images go (default: WORKDIR/samples/drawn)")
-    parser.add_argument("--num_samples", type=int, default=100, help="default: %(default)s")
+    parser.add_argument("--num_samples", type=int, help="default: 100; of prompts as many as there are, or 16")
     parser.add_argument("--labels", metavar="L[,L...]", help="classes, taken in turn (default: all of them)")
+    parser.add_argument("--prompt", metavar="TEXT", help="what to draw, for a model of captions")
+    parser.add_argument("--prompts_file", metavar="FILE", help="prompts, one a line, taken in turn")
     images = parser.add_argument_group(
         "from images", "files of the model's size; several, with commas, are taken in turn"
     )
@@ -53,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Draws what was not drawn before, then writes each file at once."""
-    if args.num_samples < 1:
+    if args.num_samples is not None and args.num_samples < 1:
         raise ValueError(f"--num_samples={args.num_samples} must be positive")
     if args.num_frames < 0:
         raise ValueError(f"--num_frames={args.num_frames} must not be negative")
@@ -68,7 +71,8 @@ def run(args: argparse.Namespace) -> None:
     config = override_config(config, [*flags, *args.overrides])
     classes = parse_labels(args.labels, config.data.num_classes)
     given = given_images(args, config)
-    given.check(config)
+    given.check(config, read_tokenizer(args.workdir, config))
+    num_samples = args.num_samples or (max(16, len(given.prompts)) if given.prompts else 100)
     output = pathlib.Path(args.output or pathlib.Path(args.workdir) / "samples" / "drawn")
     output.mkdir(parents=True, exist_ok=True)
 
@@ -83,7 +87,7 @@ def run(args: argparse.Namespace) -> None:
     from dit_jax.parallel.compilation_cache import use_compilation_cache
 
     use_compilation_cache(ComputeConfig().compilation_cache)  # its programs are run: no folder that a workdir names
-    labels = np.resize(np.array(classes, np.int32), args.num_samples)
+    labels = np.resize(np.array(classes, np.int32), num_samples)
     model = dataclasses.replace(load(args.workdir, average=args.average, ema_length=args.ema_length), config=config)
     sampling = override_sampling(config.sampling, parse_steps(args.steps))
     conditions, known = model.inputs(labels, given, sampling)
@@ -99,7 +103,7 @@ def run(args: argparse.Namespace) -> None:
         else:
             first = write_samples(samples, drawing.draw(parts, progress=True), labels, NUM_PICTURES)
             if not is_latent:
-                write_picture(grid, sample_grid(first, len(classes)))
+                write_picture(grid, sample_grid(first, len(given.prompts or classes)))
             write_record(output, identity)
         parts.remove()
     if is_latent:
@@ -139,8 +143,34 @@ def given_images(args: argparse.Namespace, config: Config) -> "Given":
     if len({image.shape for image in images}) > 1:
         raise ValueError(f"--image={args.image} must be images of one size")
     return Given(
-        *(np.stack(series) if series else None for series in (images, masks, classes)), read_layouts(args.layout)
+        *(np.stack(series) if series else None for series in (images, masks, classes)),
+        read_layouts(args.layout),
+        read_prompts(args.prompt, args.prompts_file),
     )
+
+
+def read_prompts(prompt: str | None, file: str | None) -> list[str] | None:
+    """Returns the prompts of --prompt and --prompts_file; None where neither is given."""
+    if file is None:
+        return prompt if prompt is None else [prompt]
+    if prompt is not None:
+        raise ValueError("--prompt and --prompts_file: give one of them")
+    try:
+        lines = pathlib.Path(file).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--prompts_file={file} must be a text file in UTF-8: {error}") from error
+    if not any(line.strip() for line in lines):
+        raise ValueError(f"--prompts_file={file} must have a prompt a line, but has none")
+    return [line.strip() for line in lines if line.strip()]
+
+
+def read_tokenizer(workdir: str, config: Config) -> "Tokenizer | None":
+    """Returns the tokenizer of a run's captions; None of a run without."""
+    from dit_jax.data.tokenizer import Tokenizer
+    from dit_jax.evaluation.text_encoders import TEXT_ENCODER_DIR
+
+    text = config.conditions and config.conditions.text
+    return Tokenizer(pathlib.Path(workdir) / TEXT_ENCODER_DIR, text.max_length) if text else None
 
 
 def read_layouts(text: str | None) -> list[str] | None:

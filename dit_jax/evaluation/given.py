@@ -1,4 +1,4 @@
-"""Images that a user gives to draw from: checked before any device is touched, then raw conditions and known images."""
+"""What a user gives to draw from: checked before any device is touched, then raw conditions and known images."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,7 +8,9 @@ import numpy as np
 
 from dit_jax.config import Config
 from dit_jax.data.layouts import LayoutTokenizer
+from dit_jax.data.tokenizer import Tokenizer
 from dit_jax.evaluation.generate import KnownImages, check_known, require_codec
+from dit_jax.evaluation.text_encoders import CaptionEncoder
 from dit_jax.models.autoencoder import Codec
 from dit_jax.models.spatial import of_low_resolution, of_map, of_masked
 from dit_jax.types import Array, Conditions
@@ -21,17 +23,19 @@ class Given:
     image: uint8 [.., S, S, C], to enlarge, to paint in, or to start from; S is the model's `data.image_size`, and less
     by its factor for a model of super-resolution. mask: bool [.., S, S], True where to paint. classes: integers
     [.., S, S], of each pixel, for a model of semantic synthesis. layout: the text of boxes (`data.layouts`), or several
-    texts, for a model that draws boxes.
+    texts, for a model that draws boxes. prompts: a caption or several, for a model of text; "" is that of none.
     """
 
     image: np.ndarray | None = None
     mask: np.ndarray | None = None
     classes: np.ndarray | None = None
     layout: str | Sequence[str] | None = None
+    prompts: str | Sequence[str] | None = None
 
     def __post_init__(self):
-        if isinstance(self.layout, str):
-            object.__setattr__(self, "layout", [self.layout])
+        for name in ("layout", "prompts"):
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, [getattr(self, name)])
         for name, num_axes in (("image", 4), ("mask", 3), ("classes", 3)):
             value = getattr(self, name)
             if value is not None:
@@ -47,8 +51,11 @@ class Given:
     def _is_given(self) -> dict[str, bool]:
         return {name: value is not None for name, value in vars(self).items()}
 
-    def check(self, config: Config) -> None:
-        """Raises ValueError where the model of a config has no use for what is given, or needs more or another size."""
+    def check(self, config: Config, tokenizer: Tokenizer | None = None) -> None:
+        """Raises ValueError where the model of a config has no use for what is given, or needs more or another size.
+
+        tokenizer: of a model of text.
+        """
         kind, size, channels = config.spatial and config.spatial.kind, config.data.image_size, config.data.channels
         needed = {"low_resolution": ("image",), "inpainting": ("image", "mask"), "semantic": ("classes",)}.get(kind, ())
         if (self.layout is None) != (config.layout is None):
@@ -60,6 +67,7 @@ class Given:
             )
         if config.layout is not None:
             self._layout_tokens(config)
+        self._check_prompts(tokenizer)
         missing = [name for name in needed if not self._is_given[name]]
         if missing:
             names = [{"classes": "map of classes"}.get(name, name) for name in missing]
@@ -87,13 +95,36 @@ class Given:
                 )
         check_known(config, config.sampling, self._known(config))
 
-    def conditions(self, config: Config, codec: Codec | None, num_images: int) -> Conditions:
+    def _check_prompts(self, tokenizer: Tokenizer | None) -> None:
+        if (self.prompts is None) != (tokenizer is None):
+            raise ValueError(
+                "a prompt is of no use to this model, which reads no text; leave it out"
+                if tokenizer is None
+                else "the model draws for captions; give a prompt"
+            )
+        if self.prompts is not None and not len(self.prompts):
+            raise ValueError("prompts must be at least one, but are none")
+        for prompt in self.prompts or ():
+            if cut := tokenizer.cut(prompt):
+                raise ValueError(
+                    f"a prompt must have at most the model's {tokenizer.max_length} tokens, but this one would be cut "
+                    f"before {cut[:200]!r}; shorten it"
+                )
+
+    def conditions(
+        self, config: Config, codec: Codec | None, num_images: int, captions: CaptionEncoder | None = None
+    ) -> Conditions:
         """Returns the raw conditions that these are, [num_images, ...]; none where the network reads none of them."""
-        layout = {}
+        sequences = {}
         if config.layout is not None:
-            tokens = self._layout_tokens(config)
-            layout["layout"] = {name: self._in_turn(rows, num_images) for name, rows in tokens.items()}
-        return layout | self._spatial(config, codec, num_images)
+            sequences["layout"] = self._layout_tokens(config)
+        if captions is not None:
+            sequences["text"] = captions.condition(self.prompts)
+        in_turn = {
+            name: {part: self._in_turn(rows, num_images) for part, rows in parts.items()}
+            for name, parts in sequences.items()
+        }
+        return in_turn | self._spatial(config, codec, num_images)
 
     def _spatial(self, config: Config, codec: Codec | None, num_images: int) -> Conditions:
         if config.spatial is None:

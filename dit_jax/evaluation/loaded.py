@@ -62,6 +62,7 @@ class LoadedModel:
         mask: np.ndarray | None = None,
         classes: np.ndarray | None = None,
         layout: str | Sequence[str] | None = None,
+        prompts: str | Sequence[str] | None = None,
         progress: bool = False,
         num_frames: int = 0,
         **sampling,
@@ -74,20 +75,21 @@ class LoadedModel:
 
         With an image and a mask every model paints in the mask, and leaves the other pixels as they are; with an image
         and `strength` below 1 it draws from that one, noised. A model of super-resolution enlarges the image, one of
-        semantic synthesis draws for `classes`, one of boxes for a `layout` such as "cat 0 0.25 0.5 1; dog 0.5 0 1 1".
+        semantic synthesis draws for `classes`, one of boxes for a `layout` such as "cat 0 0.25 0.5 1; dog 0.5 0 1 1",
+        one of text for `prompts`.
 
         Args:
           labels: [N], or a dict of raw conditions [N, ...] (`models.conditioners`); None for a model that reads none.
-          num_images: N where there are no labels; None: 1.
+          num_images: N where there are no labels; None: 1, or one a prompt.
           num_steps: a count, "ddimN" or the timesteps themselves, ascending.
           cfg_scale: of classifier-free guidance; seed: of the noise; progress: show a bar.
-          image, mask, classes, layout: see `given.Given`; one, or several in turn.
+          image, mask, classes, layout, prompts: see `given.Given`; one, or several in turn.
           num_frames: where positive, the images are [N, num_frames, H, W, 3]: predictions of x_0 on the way.
           sampling: further fields of `SamplingConfig`, such as `sampler`, `eta` or `strength`.
         """
         self._check_stage("diffusion", "sample")
         settings = override_sampling(self.config.sampling, num_steps, cfg_scale=cfg_scale, **sampling)
-        conditions, known = self.inputs(labels, Given(image, mask, classes, layout), settings, num_images)
+        conditions, known = self.inputs(labels, Given(image, mask, classes, layout, prompts), settings, num_images)
         return self.draw(conditions, settings, seed, known, progress=progress, num_frames=num_frames)
 
     def inputs(
@@ -99,14 +101,15 @@ class LoadedModel:
     ) -> tuple[Conditions, KnownImages | None]:
         """Returns raw conditions of labels (or more of them) and of what is given, and the images known from it."""
         config = self.config
-        given.check(dataclasses.replace(config, sampling=sampling))
         conditions = (
             {} if labels is None else as_conditions(labels if isinstance(labels, Mapping) else np.array(labels))
         )
-        num_images = num_images or (len(jax.tree.leaves(conditions)[0]) if conditions else 1)
+        captions = None if "text" in conditions else self.captions
+        given.check(dataclasses.replace(config, sampling=sampling), captions and captions.tokenizer)
+        num_images = num_images or (len(jax.tree.leaves(conditions)[0]) if conditions else len(given.prompts or [0]))
         if "label" not in config.condition_dropout:
             conditions["label"] = np.zeros(num_images, np.int32)  # not read: it says how many images
-        conditions |= given.conditions(config, self.codec, num_images)
+        conditions |= given.conditions(config, self.codec, num_images, captions)
         return conditions, given.known(config, num_images)
 
     def draw(
