@@ -1,6 +1,6 @@
 """LDM's class-conditional U-Nets on ImageNet at 256 x 256 px (arXiv:2112.10752, tables 10 and 13): f4 or f8.
 
-dit-jax encode --config=configs/autoencoder_vq.py:f4 --autoencoder=AUTOENCODER --output=CACHE
+dit-jax encode --config=configs/unet_imagenet.py:f4 --autoencoder=AUTOENCODER --output=CACHE
 dit-jax train --config=configs/unet_imagenet.py:f4 --workdir=DIR --config.latents.path=CACHE
 
 The paper's FID-50K: f4 10.56, with guidance 1.25 3.95, with 1.5 3.60 (250 DDIM steps); f8 15.51 (200 DDIM steps).

@@ -1,6 +1,6 @@
 """LDM's unconditional U-Net at 256 x 256 px in f4 latents (arXiv:2112.10752, table 12): celebahq, ffhq or bedrooms.
 
-dit-jax encode --config=configs/autoencoder_vq.py:f4 --autoencoder=AUTOENCODER --output=CACHE
+dit-jax encode --config=configs/unet_unconditional.py:ffhq --autoencoder=AUTOENCODER --output=CACHE
 dit-jax train --config=configs/unet_unconditional.py:ffhq --workdir=DIR --config.latents.path=CACHE
 
 config.data.name is a folder with the images in one sub-folder. The paper's FID-50K:

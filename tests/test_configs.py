@@ -38,6 +38,8 @@ PAPER_PARAMETERS = {
     "unet_imagenet.py": 400_920_579 + 512_512,
     "unet_imagenet.py:f8": 394_984_196 + 512_512,
     "unet_unconditional.py": 274.06,
+    # 1.45 B with 39,100,698 of logits, unread there, and without 1,640,960 of the text's null and projection.
+    "unet_text.py": 872_300_484 + 542_895_360 + 1_640_960,
     "adm_imagenet.py": 553.84,  # 554 M
     "adm_imagenet.py:128": 421.53,  # 422 M
     "autoencoder_finetune.py": 83.65,

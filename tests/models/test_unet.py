@@ -66,14 +66,12 @@ def test_adm_at_256_pixels_has_the_gflops_that_dits_paper_states():
     assert sum(f4["module_macs"].values()) == f4["macs"] and f4["modules"]["y_embedder"] == 1001 * 512
 
 
-def test_unet_of_text_to_image_has_the_papers_parameters():
-    """872.30 M of the 1.45 B (arXiv:2112.10752, table 15); its text transformer has the rest."""
-    shape = {"base_channels": 320, "channel_multipliers": (1, 2, 4, 4), "num_res_blocks": 2, "num_heads": 8}
-    shape |= {"attention_levels": (0, 1, 2), "head_channels": None, "context_width": 1280, "num_groups": 32}
-    model = tiny_unet(**shape | {"out_channels": 4, "num_classes": 1})
-    params = dict(jax.eval_shape(model.init, jax.random.key(0), *inputs(height=32, width=32, channels=4))["params"])
-    del params["y_embedder"]
+def test_unet_of_text_to_image_and_its_text_transformer_have_the_papers_parameters():
+    """1.45 B (arXiv:2112.10752, table 15), of which LDM's code logs 872.30 M as the U-Net's."""
+    params = dict(abstract_params(load_config(str(CONFIGS / "unet_text.py"))))
+    text, unread_logits = params.pop("text"), 1280 * 30_522 + 30_522
     assert count_params(params) == 872_300_484
+    assert round((count_params(params) + count_params(text["encoder"]) + unread_logits) / 1e9, 2) == 1.45
 
 
 # Initialisation
