@@ -1,4 +1,4 @@
-"""Text to image on emoji and their names (`launch/emoji.sh`, `launch/text_weights.sh`), in pixels, without an autoencoder.
+"""Text to image in pixels, on emoji and their names (`launch/emoji.sh`), read by a MiniLM (`launch/text_weights.sh`).
 
 dit-jax train --config=configs/emoji_text_to_image.py --workdir=runs/emoji
 dit-jax sample --workdir=runs/emoji --prompt="a red apple"
