@@ -124,11 +124,12 @@ def write_text_encoder(folder, width=12, max_length=8):
     return folder
 
 
-def write_captions(folder):
-    """Gives the images of `make_image_folder` captions of WORDS, of one, two and three words."""
+def write_captions(folder, captions=None):
+    """Gives the images of `make_image_folder` captions: those of each class, or of one, two and three of WORDS."""
     lines = []
     for i, path in enumerate(sorted(folder.glob("*/*.png"))):
         words = [WORDS[(i + j) % len(WORDS)] for j in range(1 + i % 3)]
-        lines.append(json.dumps({"file_name": path.relative_to(folder).as_posix(), "caption": " ".join(words)}) + "\n")
+        caption = captions[int(path.parent.name[-1])] if captions else " ".join(words)
+        lines.append(json.dumps({"file_name": path.relative_to(folder).as_posix(), "caption": caption}) + "\n")
     (folder / "metadata.jsonl").write_text("".join(lines))
     return folder

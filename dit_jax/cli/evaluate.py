@@ -2,8 +2,10 @@
 
 Of a run of super-resolution or inpainting: PSNR, SSIM and LPIPS of held-out images restored, beside the simplest way.
 Of another diffusion run, or of a file of samples: Frechet distance (FID where the features are Inception's), sFID, KID,
-inception score, precision, recall, and the share of samples that a classifier recognises. Of an autoencoder: PSNR,
-SSIM, LPIPS and use of the codebook. Two results compare with --compare A.json B.json, if their protocols are the same.
+inception score, precision, recall, and the share of samples that a classifier recognises. Of a run with captions, by
+--metrics=retrieval: where a small image-text model, trained on real pairs, ranks the right one of all held-out captions
+for each picture drawn. Of an autoencoder: PSNR, SSIM, LPIPS and use of the codebook. Two results compare with --compare
+A.json B.json, if their protocols are the same.
 """
 
 import argparse
@@ -19,6 +21,7 @@ from dit_jax.config import (
     Config,
     DataConfig,
     EvaluationConfig,
+    TextConfig,
     check_config,
     override_config,
 )
@@ -53,6 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     against.add_argument(
         "--cache", default=EvaluationConfig.cache, metavar="DIR", help="of statistics (default: %(default)s)"
+    )
+    against.add_argument(
+        "--text_encoder",
+        default=TextConfig.path,
+        metavar="DIR",
+        help="of the model that ranks captions, with --metrics=retrieval (default: %(default)s)",
     )
     against.add_argument("--lpips", metavar="FILE", help="LPIPS' weights (default: the autoencoder run's config)")
     how = parser.add_argument_group("how a diffusion model draws", "flags as those of `dit-jax sample`")
@@ -100,6 +109,7 @@ def run(args: argparse.Namespace) -> None:
     use_compilation_cache(ComputeConfig().compilation_cache)  # its programs are run: no folder that a workdir names
     restores = config.spatial is not None and config.spatial.kind != "semantic"
     evaluate_stage = evaluate_restoration if restores else evaluate_diffusion
+    evaluate_stage = evaluate_retrieval if args.metrics == "retrieval" else evaluate_stage
     evaluate_stage = evaluate_autoencoder if config.stage == "autoencoder" else evaluate_stage
     evaluate_stage(args, step, config)
 
@@ -234,6 +244,64 @@ def evaluate_restoration(args: argparse.Namespace, step: int, config: Config) ->
     print(
         f"written: {output / 'restoration.json'}, {output / 'restorations.png'} (rows: given, drawn, {baseline}, true)"
     )
+
+
+def evaluate_retrieval(args: argparse.Namespace, step: int, config: Config) -> None:
+    """Measures whether pictures drawn for held-out captions are told by them; writes `retrieval.json` and a picture."""
+    text = config.conditions and config.conditions.text
+    if not text:
+        raise ValueError(
+            f"--metrics=retrieval needs a run with captions (config.conditions.text); {args.workdir} has none"
+        )
+    settings = sample_settings(args, config, {})
+
+    import numpy as np
+    from PIL import Image
+
+    from dit_jax.data.sources import source_identity
+    from dit_jax.evaluation.drawing import Drawing
+    from dit_jax.evaluation.evaluated import checkpoint_protocol, checkpoint_subject
+    from dit_jax.evaluation.loaded import load
+    from dit_jax.evaluation.parts import Parts
+    from dit_jax.evaluation.pictures import comparison_grid
+    from dit_jax.evaluation.trained_retrieval import RECIPE, trained_retrieval
+    from dit_jax.metrics.retrieval import num_top
+    from dit_jax.parallel.distributed import is_first
+
+    judge = trained_retrieval(
+        config.example_data, text.caption_field, args.text_encoder, args.cache, settings.num_samples
+    )
+    model = load(args.workdir, step, average=args.average, ema_length=args.ema_length)
+    conditions = {"label": judge.labels, "text": model.captions.condition(judge.captions)}
+    settings = dataclasses.replace(settings, num_samples=len(judge.captions))
+    output = pathlib.Path(args.output or pathlib.Path(args.workdir) / "evaluation")
+    output.mkdir(parents=True, exist_ok=True)
+    drawing = Drawing(model, conditions, settings.sampling, settings.seed)
+    with Parts(output, drawing.identity()) as parts:
+        drawn = np.concatenate(list(drawing.draw(parts, progress=True)))
+        parts.remove()
+    if not is_first():
+        return
+    chance = {"median_rank": 0.5, "top_tenth": num_top(len(drawn)) / len(drawn)}
+    values = {"drawn": judge.measure(drawn), "real": judge.figures, "chance": chance}
+    results = values | {"captions": len(drawn), "data": source_identity(config.data), "split": config.data.eval_split}
+    results |= (
+        {"image_text_model": RECIPE} | checkpoint_subject(model) | checkpoint_protocol(model, args.average, settings)
+    )
+    shown = np.linspace(0, len(drawn) - 1, min(len(drawn), NUM_PICTURES)).round().astype(int)
+    Image.fromarray(comparison_grid([drawn[shown], judge.images[shown]])).save(output / "retrieval.png")
+    (output / "retrieval.json").write_text(json.dumps(results, indent=2) + "\n")
+    if args.json:
+        print(json.dumps(results))
+        return
+    print(f"{len(drawn):,} held-out captions of {config.data.name}, checkpoint of step {step}: where each picture's is")
+    rows = [["", *values]]
+    rows += [[label, *(f"{each[name]:.1%}" for each in values.values())] for name, label in RANKS.items()]
+    print_table(rows)
+    print(f"written: {output / 'retrieval.json'}, {output / 'retrieval.png'} (rows: drawn, real)")
+
+
+RANKS = {"median_rank": "captions above it (median)", "top_tenth": "among the first tenth"}
 
 
 def sample_settings(args: argparse.Namespace, config: Config, point: dict):

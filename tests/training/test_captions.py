@@ -89,6 +89,12 @@ def test_a_run_on_the_cache_needs_neither_cache_nor_encoder_afterwards(made, cac
     assert text["mask"].sum(axis=1).tolist() == [5, 0, 3]
     output = model.denoise(np.zeros((3, 4, 4, 2)), [9, 9, 9], {"label": np.zeros(3, np.int32), "text": text})
     assert output.shape == (3, 4, 4, 4) and np.isfinite(output).all()
+    flags = [f"--text_encoder={root / 'encoder'}", f"--cache={tmp_path / 'cache'}", "--metrics=retrieval", "--steps=1"]
+    main(["evaluate", f"--workdir={tmp_path / 'dit'}", *flags])
+    result = json.loads((tmp_path / "dit" / "evaluation" / "retrieval.json").read_text())
+    assert result["captions"] == 3 and result["chance"] == {"median_rank": 0.5, "top_tenth": 1 / 3}
+    assert all(0 <= result[of][name] <= 1 for of in ("drawn", "real") for name in ("median_rank", "top_tenth"))
+    assert (tmp_path / "dit" / "evaluation" / "retrieval.png").is_file()
 
 
 def test_an_encoder_trained_with_the_denoiser_reads_captions_of_images(made, tmp_path):
