@@ -7,6 +7,7 @@ fixed length, so that nothing is compiled for each, with a mask of what is there
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -53,7 +54,7 @@ class Tokenizer:
             raise ValueError(
                 f"{max_length=} tokens must be more than the {num_special} that begin and end a caption of {path}"
             )
-        self.max_length = max_length
+        self.max_length, self._path, self._num_ids = max_length, path, vocab_size or self.vocab_size
         self._tokenizer.enable_truncation(max_length, direction="right")
 
     def tokenize(self, captions: Sequence[str]) -> dict[str, np.ndarray]:
@@ -66,18 +67,26 @@ class Tokenizer:
         mask = np.zeros(ids.shape, bool)
         for i, caption in enumerate(captions):
             if caption.strip():
-                tokens = self._tokenizer.encode(_encodable(caption)).ids
+                tokens = self._encode(caption).ids
                 ids[i, : len(tokens)], mask[i, : len(tokens)] = tokens, True
         return {"ids": ids, "mask": mask}
 
     def cut(self, caption: str) -> str:
         """Returns the end of a caption that `tokenize` leaves out, as it is written; "" of one that fits."""
-        encoding = self._tokenizer.encode(_encodable(caption))
+        encoding = self._encode(caption)
         if not encoding.overflowing:
             return ""
         return caption[max(end for _, end in encoding.offsets) :].strip()
 
-
-def _encodable(caption: str) -> str:
-    """Returns a caption with "?" for what no text holds: halves of characters, as bytes of a command line become."""
-    return caption.encode("utf-8", "replace").decode()
+    def _encode(self, caption: str) -> Any:
+        """Returns the package's encoding of a caption, with "?" for what no text holds: bytes of a command line."""
+        try:
+            encoding = self._tokenizer.encode(caption.encode("utf-8", "replace").decode())
+        except Exception as error:  # as above: of a file that has no token for what it does not know
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"{self._path} cannot tokenize {caption[:80]!r} ({reason}); fetch it again") from error
+        if max(encoding.ids, default=0) >= self._num_ids:  # of those that begin and end a caption
+            raise ValueError(
+                f"{self._path} gives id {max(encoding.ids)}, but has {self._num_ids} tokens; fetch it again"
+            )
+        return encoding

@@ -34,7 +34,7 @@ RECIPE = {
     "learning_rate": 2e-3,
     "warmup_steps": 50,
     "weight_decay": 0.1,
-    "max_length": 64,  # tokens of a caption
+    "max_length": 32,  # tokens of a caption
 }
 MAX_SHIFT = 0.1  # of an image's side: in training images are shifted by up to this, their edges repeated
 AT_ONCE = 512  # images at a time

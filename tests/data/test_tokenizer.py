@@ -70,6 +70,25 @@ def test_what_is_no_tokenizer_is_one_line(tmp_path, change, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("post_processor", "sep", 1), 2**31, "gives id 2147483648, but has 9 tokens"),
+        (("post_processor", "cls", 1), 9, "gives id 9, but has 9 tokens"),
+        (("model", "unk_token"), "none", "cannot tokenize 'green' .*Missing"),
+    ],
+)
+def test_a_file_that_contradicts_itself_is_one_line(tmp_path, path, value, message):
+    file = write_tokenizer(tmp_path) / "tokenizer.json"
+    content = part = _content(file)
+    for key in path[:-1]:
+        part = part[key]
+    part[path[-1]] = value
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        Tokenizer(tmp_path, 8).tokenize(["green"])
+
+
 def test_a_tokenizer_of_another_encoder_is_an_error(tmp_path):
     folder = write_tokenizer(tmp_path)
     assert Tokenizer(folder, 8, vocab_size=4 + len(WORDS)).vocab_size == 4 + len(WORDS)
