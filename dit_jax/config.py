@@ -374,15 +374,15 @@ ATTENTION_PLATFORMS = {"cudnn": "gpu", "flash": "tpu"}  # what a kernel is for; 
 class Config:
     """One run."""
 
-    stage: Literal["autoencoder", "diffusion"]
+    stage: Literal["autoencoder", "diffusion", "classifier"]  # classifier: of noised images, to guide a sampler
     data: DataConfig
     training: TrainingConfig
     autoencoder: AutoencoderConfig | None = None  # stage "autoencoder"
-    dit: DiTConfig | None = None  # stage "diffusion": this network,
+    dit: DiTConfig | None = None  # stage "classifier", and "diffusion": this network,
     unet: UNetConfig | None = None  # or this one
     conditions: ConditionsConfig | None = None  # stage "diffusion"; None: the class label alone
-    latents: LatentsConfig | None = None  # stage "diffusion"
-    diffusion: DiffusionConfig | None = None  # stage "diffusion"
+    latents: LatentsConfig | None = None  # stages "diffusion" and "classifier"
+    diffusion: DiffusionConfig | None = None  # stages "diffusion" and "classifier"
     sampling: SamplingConfig | None = field(None, fixed=False)  # stage "diffusion"
     evaluation: EvaluationConfig | None = field(None, fixed=False)  # stage "diffusion"; None: held-out losses alone
     optimizer: OptimizerConfig = field(factory=OptimizerConfig)
@@ -440,6 +440,7 @@ class Config:
 # The sections a stage uses; a section of another stage would be silently ignored, so it is an error.
 STAGE_SECTIONS = {
     "autoencoder": ("autoencoder",),
+    "classifier": ("dit", "latents", "diffusion"),
     "diffusion": ("dit", "unet", "conditions", "diffusion", "sampling", "latents", "evaluation"),
 }
 OPTIONAL_SECTIONS = ("dit", "unet", "conditions", "latents", "evaluation")
@@ -556,10 +557,7 @@ def check_config(config: Config) -> None:
             re.compile(pattern)
         except re.error as error:
             raise ValueError(f"config.mesh.rules: {pattern!r} must be a regular expression ({error})") from error
-    if stage == "autoencoder":
-        _check_autoencoder(config)
-    else:
-        _check_diffusion(config)
+    {"autoencoder": _check_autoencoder, "diffusion": _check_diffusion, "classifier": _check_classifier}[stage](config)
 
 
 def check_platform(config: Config, platform: str) -> None:
@@ -683,12 +681,42 @@ def _check_autoencoder_loss(config: Config) -> None:
     )
 
 
+def _check_classifier(config: Config) -> None:
+    dit, num_classes = config.dit, config.data.num_classes
+    _require(dit is not None, "stage='classifier' needs the network of config.dit; add that section")
+    _require(
+        not dit.class_conditional,
+        "config.dit.class_conditional=True must be False for stage='classifier': the label is what it predicts",
+    )
+    _require(num_classes > 1, f"config.data.{num_classes=} must be 2 or more for stage='classifier'")
+    _check_dit(config)
+    _check_process(config)
+
+
 def _check_diffusion(config: Config) -> None:
-    diffusion, latents = config.diffusion, config.latents
     _require(
         (config.dit is None) != (config.unet is None),
         f"stage='diffusion' needs one of config.dit and config.unet, and has {'both' if config.dit else 'neither'}",
     )
+    name, check = ("dit", _check_dit) if config.dit is not None else ("unet", _check_unet)
+    check(config)
+    rates = {f"{name}.label_dropout": config.denoiser.label_dropout}
+    for name, section in (vars(config.conditions) if config.conditions else {}).items():
+        if section is not None:
+            rates[f"conditions.{name}.dropout"] = section.dropout
+    for name, rate in rates.items():
+        _require(0 <= rate <= 1, f"config.{name}={rate} must be in [0, 1]")
+    _check_process(config)
+    if config.layout is not None:
+        _check_layout(config.layout)
+    if config.spatial is not None:
+        _check_spatial(config)
+    check_sampling(config.sampling, config)
+
+
+def _check_process(config: Config) -> None:
+    """Raises ValueError where the latents, or the process that noises them, contradict themselves."""
+    diffusion, latents = config.diffusion, config.latents
     if latents is not None:
         _require(latents.scale != 0, f"config.latents.scale={latents.scale} must be positive, or None for the cache's")
         _require(
@@ -700,25 +728,12 @@ def _check_diffusion(config: Config) -> None:
             f"config.latents.encode_with={latents.encode_with!r} needs config.latents.scale, 1 / std of the latents; "
             "0.18215 for Stable Diffusion's f8",
         )
-    name, check = ("dit", _check_dit) if config.dit is not None else ("unet", _check_unet)
-    check(config)
-    rates = {f"{name}.label_dropout": config.denoiser.label_dropout}
-    for name, section in (vars(config.conditions) if config.conditions else {}).items():
-        if section is not None:
-            rates[f"conditions.{name}.dropout"] = section.dropout
-    for name, rate in rates.items():
-        _require(0 <= rate <= 1, f"config.{name}={rate} must be in [0, 1]")
     _require(
         0 < diffusion.beta_start < diffusion.beta_end < 1,
         f"config.diffusion: 0 < beta_start={diffusion.beta_start} < beta_end={diffusion.beta_end} < 1 must hold",
     )
     gamma = diffusion.min_snr_gamma
     _require(gamma is None or gamma > 0, f"config.diffusion.min_snr_gamma={gamma} must be positive, or None")
-    if config.layout is not None:
-        _check_layout(config.layout)
-    if config.spatial is not None:
-        _check_spatial(config)
-    check_sampling(config.sampling, config)
 
 
 def _check_dit(config: Config) -> None:

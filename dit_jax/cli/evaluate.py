@@ -105,6 +105,8 @@ def run(args: argparse.Namespace) -> None:
     from dit_jax.parallel.compilation_cache import use_compilation_cache
 
     step, config = find_checkpoint(args.workdir)
+    if config.stage == "classifier":
+        raise ValueError(f"--workdir={args.workdir} is a classifier's run; its held-out accuracy is in its metrics")
     config = override_config(config, args.overrides)
     use_compilation_cache(ComputeConfig().compilation_cache)  # its programs are run: no folder that a workdir names
     restores = config.spatial is not None and config.spatial.kind != "semantic"

@@ -214,14 +214,15 @@ def with_scale(config: Config) -> Config:
 def update_of(config: Config) -> tuple:
     """Returns the optimizer and the update of the config's stage, not yet jitted (`training.loop.build_update`)."""
     from dit_jax.training.autoencoder_step import make_autoencoder_gradients, make_observe
+    from dit_jax.training.classifier_step import make_classifier_loss
     from dit_jax.training.diffusion_step import make_diffusion_loss
     from dit_jax.training.loop import build_update
     from dit_jax.training.step import gradients_of
 
     if config.stage == "autoencoder":
         return build_update(config, make_autoencoder_gradients(config), make_observe(config))
-    gradient_fn = gradients_of(make_diffusion_loss(config), config.training.accumulation_steps)
-    return build_update(config, gradient_fn, None)
+    make_loss = make_classifier_loss if config.stage == "classifier" else make_diffusion_loss
+    return build_update(config, gradients_of(make_loss(config), config.training.accumulation_steps), None)
 
 
 def sampler_program(config: Config, mesh: "Mesh") -> "Program":

@@ -43,6 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sampler", help="ancestral, ddim, dpm_solver or plms (default: the run's config.sampling)")
     parser.add_argument("--steps", help="a count, ddimN, or timesteps with commas between (default: the run's)")
     parser.add_argument("--cfg_scale", help="guidance, 1 is none (default: the run's config.sampling)")
+    parser.add_argument(
+        "--classifier", metavar="DIR", help="of a classifier's run, which leads the drawing to the labels"
+    )
+    parser.add_argument("--classifier_scale", type=float, default=1.0, help="of its gradient (default: %(default)s)")
     parser.add_argument("--eta", help="DDIM's noise, 0 is deterministic (default: the run's)")
     parser.add_argument("--seed", type=int, default=0, help="image i depends on (seed, i) and its label alone")
     parser.add_argument("--average", help="another average of the weights that the run kept, such as decay_0.999")
@@ -62,6 +66,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--num_frames={args.num_frames} must not be negative")
     parse_steps(args.steps)
     from dit_jax.checkpoint import find_checkpoint
+    from dit_jax.evaluation.generate import check_classifier
 
     _, config = find_checkpoint(args.workdir)
     if config.stage != "diffusion":
@@ -72,6 +77,8 @@ def run(args: argparse.Namespace) -> None:
     classes = parse_labels(args.labels, config.data.num_classes)
     given = given_images(args, config)
     given.check(config, read_tokenizer(args.workdir, config))
+    if args.classifier is not None:
+        check_classifier(config, find_checkpoint(args.classifier)[1])
     num_samples = args.num_samples or (max(16, len(given.prompts)) if given.prompts else 100)
     output = pathlib.Path(args.output or pathlib.Path(args.workdir) / "samples" / "drawn")
     output.mkdir(parents=True, exist_ok=True)
@@ -91,7 +98,8 @@ def run(args: argparse.Namespace) -> None:
     model = dataclasses.replace(load(args.workdir, average=args.average, ema_length=args.ema_length), config=config)
     sampling = override_sampling(config.sampling, parse_steps(args.steps))
     conditions, known = model.inputs(labels, given, sampling)
-    drawing = Drawing(model, conditions, sampling, args.seed, known)
+    classifier = args.classifier and load(args.classifier).as_guide(config, args.classifier_scale)
+    drawing = Drawing(model, conditions, sampling, args.seed, known, classifier)
     identity, samples, grid = drawing.identity(), output / SAMPLES_NAME, output / "grid.png"
     is_latent = model.codec is None and config.latents is not None
     with Parts(output, identity) as parts:
@@ -112,7 +120,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"{len(labels)} images: {samples}, {grid}")
     if args.num_frames:
         conditions, known = jax.tree.map(lambda leaf: leaf[:MAX_STRIPS], (conditions, known))
-        frames = model.draw(conditions, sampling, args.seed, known, num_frames=args.num_frames)
+        frames = model.draw(conditions, sampling, args.seed, known, classifier, num_frames=args.num_frames)
         write_picture(output / "denoising.png", denoising_strips(frames))
         print(f"denoising: {output / 'denoising.png'}")
 

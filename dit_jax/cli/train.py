@@ -22,7 +22,7 @@ if typing.TYPE_CHECKING:
     from dit_jax.data.pipeline import Transform
     from dit_jax.training.loop import Task
 
-HELP = "trains the autoencoder or the diffusion transformer of a config"
+HELP = "trains the network of a config: an autoencoder, a denoiser, or a classifier that guides one"
 PICTURE_SEED = 0
 NUM_PICTURES = 50  # images in a grid
 
@@ -85,10 +85,10 @@ def _run(args: argparse.Namespace, preemption: Preemption | None) -> None:
         from dit_jax.evaluation.text_encoders import TEXT_ENCODER_DIR, copy_text_encoder
 
         copy_text_encoder(text_of(config), text_encoder_source(config), workdir / TEXT_ENCODER_DIR)
-    task_of = autoencoder_task if config.stage == "autoencoder" else diffusion_task
+    tasks = {"autoencoder": autoencoder_task, "diffusion": diffusion_task, "classifier": classifier_task}
     from dit_jax.training.loop import train
 
-    task = task_of(config, mesh, workdir)
+    task = tasks[config.stage](config, mesh, workdir)
     if args.replay_step is not None:
         replay_step(config, workdir, task, mesh, args.replay_step, compiled)
         return
@@ -470,6 +470,26 @@ def diffusion_task(config: Config, mesh: "Mesh", workdir: pathlib.Path) -> "Task
         draw=draw,
         measure=None if config.evaluation is None else make_measure(config, mesh, generator, conditions),
         constants=frozen,
+    )
+
+
+def classifier_task(config: Config, mesh: "Mesh", workdir: pathlib.Path) -> "Task":
+    """Returns the losses of a classifier of noised images, and its latents (or images); it draws nothing."""
+    from dit_jax.evaluation.loaded import AUTOENCODER_DIR, load_codec
+    from dit_jax.training.classifier_step import make_classifier_eval, make_classifier_loss
+    from dit_jax.training.step import gradients_of
+
+    loss_fn = make_classifier_loss(config)
+    return make_task(
+        config,
+        mesh,
+        open_sources(config),
+        *(example_transform(config, train) for train in (True, False)),
+        losses=(gradients_of(loss_fn, config.training.accumulation_steps), make_classifier_eval(config)),
+        draw=lambda params: {},
+        constants=frozen_networks(
+            config, lambda: config.latents and load_codec(workdir / AUTOENCODER_DIR, config.latents.scale, mesh), mesh
+        ),
     )
 
 

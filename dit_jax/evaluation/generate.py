@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +19,7 @@ from jax.sharding import Mesh, PartitionSpec
 from tqdm import tqdm
 
 from dit_jax.config import Config, SamplingConfig, check_sampling
+from dit_jax.diffusion.classifier_guidance import class_gradient, led
 from dit_jax.diffusion.guidance import guidance_scales, guided
 from dit_jax.diffusion.parameterization import Prediction, predict
 from dit_jax.diffusion.process import add_noise, first_steps, make_process, respace
@@ -27,9 +29,12 @@ from dit_jax.metrics.picture import to_uint8
 from dit_jax.models.autoencoder import Codec
 from dit_jax.models.build import build_denoiser
 from dit_jax.models.conditioners import as_conditions, null_conditions
+from dit_jax.models.dit import DiTClassifier
 from dit_jax.models.spatial import hole_on_grid
 from dit_jax.parallel.mesh import batch_sharding, batch_shards, to_host, traced_on
 from dit_jax.types import Array, Conditions, ModelFn, Params
+
+PROCESS_FIELDS = ("num_timesteps", "schedule", "beta_start", "beta_end")  # of `DiffusionConfig`: how noise is added
 
 
 class KnownImages(NamedTuple):
@@ -43,13 +48,22 @@ class KnownImages(NamedTuple):
     hole: np.ndarray | None = None
 
 
+@flax.struct.dataclass
+class ClassifierGuide:
+    """A classifier of noised images that leads the sampler to the labels, and the scale of its gradient."""
+
+    params: Params
+    module: DiTClassifier = flax.struct.field(pytree_node=False)
+    scale: float = flax.struct.field(pytree_node=False)
+
+
 def make_generator(
     config: Config, sampling: SamplingConfig, codec: Codec | None, mesh: Mesh, num_frames: int = 0
 ) -> Callable[..., np.ndarray]:
-    """Returns `generate(params, conditions, seed, progress=False, known=None) -> uint8 [N, H, W, 3]`.
+    """Returns `generate(params, conditions, seed, progress=False, known=None, classifier=None) -> uint8 [N, H, W, 3]`.
 
     It is compiled at its first call. Conditions are raw ones, [N, ...] each (`models.conditioners`); labels alone may
-    be given as their array. known: `KnownImages`.
+    be given as their array. known: `KnownImages`; classifier: `ClassifierGuide`.
 
     Args:
       config: of the denoiser.
@@ -66,15 +80,16 @@ def make_generator(
         seed: int,
         progress: bool = False,
         known: KnownImages | None = None,
+        classifier: ClassifierGuide | None = None,
     ) -> np.ndarray:
-        conditions, num_images = check_conditions(config, conditions)
+        conditions, num_images = check_conditions(config, conditions, classifier)
         check_known(config, sampling, known)
         images = []
         starts = range(0, num_images, batch_size)
         for start in tqdm(starts, desc="sampling", unit="batch", disable=not progress):
             rows = np.minimum(np.arange(start, start + batch_size), num_images - 1)  # the last batch repeats its end
             rows, inputs = put_rows(rows, (conditions, known), mesh)
-            images.append(to_host(draw(params, codec, seed, rows, inputs[0], known=inputs[1])))
+            images.append(to_host(draw(params, codec, seed, rows, inputs[0], known=inputs[1], classifier=classifier)))
         return np.concatenate(images)[:num_images]
 
     return generate
@@ -88,8 +103,10 @@ def check_labels(labels: Sequence[int], num_classes: int) -> np.ndarray:
     return labels
 
 
-def check_conditions(config: Config, conditions: Conditions | np.ndarray) -> tuple[Conditions, int]:
-    """Returns those that the config's denoiser reads, and how many images they are for.
+def check_conditions(
+    config: Config, conditions: Conditions | np.ndarray, classifier: ClassifierGuide | None = None
+) -> tuple[Conditions, int]:
+    """Returns those that the config's denoiser reads (and the labels to lead to), and how many images they are for.
 
     Raises:
       ValueError: where one that it reads is missing, none says how many images, or they do not agree.
@@ -97,13 +114,35 @@ def check_conditions(config: Config, conditions: Conditions | np.ndarray) -> tup
     given = as_conditions(conditions)
     if "label" in given:
         given["label"] = check_labels(given["label"], config.data.num_classes)
-    missing = [name for name in config.condition_dropout if name not in given]
+    read = {**config.condition_dropout, **({} if classifier is None else {"label": None})}
+    missing = [name for name in read if name not in given]
     if missing:
         raise ValueError(f"the model is conditioned on {missing[0]!r}, which is missing; give it for every image")
     counts = {name: len(leaf) for name, value in given.items() for leaf in jax.tree.leaves(value)}
     if len(set(counts.values())) != 1:
         raise ValueError(f"conditions must be of as many images each, not {counts}")
-    return {name: given[name] for name in config.condition_dropout}, next(iter(counts.values()))
+    return {name: given[name] for name in read}, next(iter(counts.values()))
+
+
+def check_classifier(config: Config, theirs: Config) -> None:
+    """Raises ValueError where a classifier's config is not of the denoiser's process, input and classes."""
+    if theirs.stage != "classifier":
+        raise ValueError(f"the classifier is a run of stage {theirs.stage!r}; give one of stage 'classifier'")
+    facts = [
+        {
+            "data.num_classes": each.data.num_classes,
+            "the input's shape": each.input_shape,
+            "latents.autoencoder": each.latents and each.latents.autoencoder,
+            "latents.scale": each.latents and each.latents.scale,
+        }
+        | {f"diffusion.{name}": getattr(each.diffusion, name) for name in PROCESS_FIELDS}
+        for each in (config, theirs)
+    ]
+    for name, ours in facts[0].items():
+        if facts[1][name] != ours:
+            raise ValueError(
+                f"the classifier must see what the denoiser does: {name} is {facts[1][name]!r}, not {ours!r}"
+            )
 
 
 def check_known(config: Config, sampling: SamplingConfig, known: KnownImages | None) -> None:
@@ -139,7 +178,7 @@ def put_rows(rows: np.ndarray, inputs: Any, mesh: Mesh) -> tuple[Array, Any]:
 
 
 def make_draw(config: Config, sampling: SamplingConfig, mesh: Mesh, num_frames: int = 0) -> tuple[Callable, int]:
-    """Returns the jitted `draw(params, codec, seed, indices, conditions, known=None)` of a batch, and the batch's size.
+    """Returns the jitted `draw(params, codec, seed, indices, conditions, *, known, classifier)`, and its batch's size.
 
     It is what `make_generator` runs; its arguments are the same, and its indices [B] int32. Each of the
     mesh's parts of a batch has `sampling.batch_size` images.
@@ -161,6 +200,7 @@ def make_draw(config: Config, sampling: SamplingConfig, mesh: Mesh, num_frames: 
         indices: Array,
         conditions: Conditions,
         known: KnownImages | None,
+        classifier: ClassifierGuide | None,
     ) -> Array:
         def to_images(x_0: Array) -> Array:
             images = to_uint8(x_0 if codec is None else codec.decode(x_0, tile=sampling.decode_tile))
@@ -180,7 +220,12 @@ def make_draw(config: Config, sampling: SamplingConfig, mesh: Mesh, num_frames: 
         def predict_fn(x_t: Array, step: Array) -> Prediction:
             t = jnp.asarray(process.timesteps)[step]
             output = model_fn(x_t, t, conditions)
-            return predict(process, output, x_t, step, sampling.x_0_limit, sampling.x_0_percentile)
+            prediction = predict(process, output, x_t, step, sampling.x_0_limit, sampling.x_0_percentile)
+            if classifier is None:
+                return prediction
+            logits_fn = lambda *inputs: classifier.module.apply({"params": classifier.params}, *inputs)  # noqa: E731
+            gradient = classifier.scale * class_gradient(logits_fn, x_t, t, conditions["label"])
+            return led(process, prediction, x_t, step, gradient, ancestral=sampling.sampler == "ancestral")
 
         model_fn = guide(config, sampling, lambda *inputs: model.apply({"params": params}, *inputs))
         keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(indices)
@@ -213,12 +258,12 @@ def make_draw(config: Config, sampling: SamplingConfig, mesh: Mesh, num_frames: 
     by_rows = jax.shard_map(
         draw,
         mesh=mesh.abstract_mesh,
-        in_specs=(whole, whole, whole, rows, rows, rows),
+        in_specs=(whole, whole, whole, rows, rows, rows, whole),
         out_specs=rows,
         axis_names={"data"},
         check_vma=False,  # the layers know nothing of it
     )
-    drawn = lambda *inputs, known=None: by_rows(*inputs, known)  # noqa: E731
+    drawn = lambda *inputs, known=None, classifier=None: by_rows(*inputs, known, classifier)  # noqa: E731
     return jax.jit(traced_on(mesh, drawn)), sampling.batch_size * batch_shards(mesh)
 
 

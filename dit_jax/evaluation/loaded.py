@@ -23,12 +23,18 @@ from dit_jax.checkpoint import (
     restore_eval_params,
 )
 from dit_jax.config import Config, MeshConfig, SamplingConfig, for_platform
-from dit_jax.evaluation.generate import KnownImages, make_generator, override_sampling
+from dit_jax.evaluation.generate import (
+    ClassifierGuide,
+    KnownImages,
+    check_classifier,
+    make_generator,
+    override_sampling,
+)
 from dit_jax.evaluation.given import Given
 from dit_jax.evaluation.text_encoders import TEXT_ENCODER_DIR, CaptionEncoder, load_caption_encoder
 from dit_jax.models.autoencoder import Codec
 from dit_jax.models.averages import average_decays, length_name, reconstruction_weights
-from dit_jax.models.build import abstract_params, build_autoencoder, build_denoiser
+from dit_jax.models.build import abstract_params, build_autoencoder, build_classifier, build_model
 from dit_jax.models.conditioners import as_conditions
 from dit_jax.parallel.mesh import make_mesh, replicated
 from dit_jax.types import Array, Conditions, Params
@@ -63,6 +69,8 @@ class LoadedModel:
         classes: np.ndarray | None = None,
         layout: str | Sequence[str] | None = None,
         prompts: str | Sequence[str] | None = None,
+        classifier: "LoadedModel | None" = None,
+        classifier_scale: float = 1.0,
         progress: bool = False,
         num_frames: int = 0,
         **sampling,
@@ -84,13 +92,21 @@ class LoadedModel:
           num_steps: a count, "ddimN" or the timesteps themselves, ascending.
           cfg_scale: of classifier-free guidance; seed: of the noise; progress: show a bar.
           image, mask, classes, layout, prompts: see `given.Given`; one, or several in turn.
+          classifier: of stage "classifier", leads to the labels (of a model that does not read them, too) with the
+            scale `classifier_scale` (ADM, section 4).
           num_frames: where positive, the images are [N, num_frames, H, W, 3]: predictions of x_0 on the way.
           sampling: further fields of `SamplingConfig`, such as `sampler`, `eta` or `strength`.
         """
         self._check_stage("diffusion", "sample")
         settings = override_sampling(self.config.sampling, num_steps, cfg_scale=cfg_scale, **sampling)
         conditions, known = self.inputs(labels, Given(image, mask, classes, layout, prompts), settings, num_images)
-        return self.draw(conditions, settings, seed, known, progress=progress, num_frames=num_frames)
+        classifier = None if classifier is None else classifier.as_guide(self.config, classifier_scale)
+        return self.draw(conditions, settings, seed, known, classifier, progress=progress, num_frames=num_frames)
+
+    def as_guide(self, config: Config, scale: float) -> ClassifierGuide:
+        """Returns this classifier as what leads the sampler of a denoiser's config."""
+        check_classifier(config, self.config)
+        return ClassifierGuide(self.params, build_classifier(self.config), float(scale))
 
     def inputs(
         self,
@@ -108,7 +124,8 @@ class LoadedModel:
         given.check(dataclasses.replace(config, sampling=sampling), captions and captions.tokenizer)
         num_images = num_images or (len(jax.tree.leaves(conditions)[0]) if conditions else len(given.prompts or [0]))
         if "label" not in config.condition_dropout:
-            conditions["label"] = np.zeros(num_images, np.int32)  # not read: it says how many images
+            # Not read, unless a classifier leads to it: it says how many images.
+            conditions.setdefault("label", np.full(num_images, config.data.num_classes, np.int32))
         conditions |= given.conditions(config, self.codec, num_images, captions)
         return conditions, given.known(config, num_images)
 
@@ -118,12 +135,13 @@ class LoadedModel:
         sampling: SamplingConfig,
         seed: int,
         known: KnownImages | None = None,
+        classifier: ClassifierGuide | None = None,
         *,
         progress: bool = False,
         num_frames: int = 0,
     ) -> np.ndarray:
         """Returns the images of raw conditions, as `sample` does, of settings that are all given."""
-        return self._generator(sampling, num_frames)(self.params, conditions, seed, progress, known)
+        return self._generator(sampling, num_frames)(self.params, conditions, seed, progress, known, classifier)
 
     def denoise(self, x_t: Array, t: Array, labels: Array | Conditions) -> Array:
         """Returns the network's output [B, H, W, 2C] float32: what it predicts, then the variance's interpolation.
@@ -133,7 +151,12 @@ class LoadedModel:
         """
         self._check_stage("diffusion", "denoise")
         conditions = labels if isinstance(labels, Mapping) else {"label": np.asarray(labels, np.int32)}
-        return self._denoise(self.params, jnp.asarray(x_t), jnp.asarray(t, jnp.int32), conditions)
+        return self._network(self.params, jnp.asarray(x_t), jnp.asarray(t, jnp.int32), conditions)
+
+    def classify(self, x_t: Array, t: Array) -> Array:
+        """Returns the logits [B, classes] float32 of a classifier of noised images, x_t and t as for `denoise`."""
+        self._check_stage("classifier", "classify")
+        return self._network(self.params, jnp.asarray(x_t, jnp.float32), jnp.asarray(t, jnp.int32))
 
     def encode(self, images: Array, tile: int | None = None) -> Array:
         """Returns latents [B, H/f, W/f, c] float32, the posterior's mean at unit variance, of images in [-1, 1].
@@ -169,8 +192,8 @@ class LoadedModel:
         return self._generators[key]
 
     @cached_property
-    def _denoise(self):
-        model = build_denoiser(self.config)
+    def _network(self):
+        model = build_model(self.config)
         return jax.jit(lambda params, *inputs: model.apply({"params": params}, *inputs))
 
 

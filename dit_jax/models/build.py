@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from dit_jax.config import AutoencoderConfig, Config
 from dit_jax.models.autoencoder import Autoencoder
-from dit_jax.models.dit import DiT
+from dit_jax.models.dit import DiT, DiTClassifier
 from dit_jax.models.text_encoder import TextShape
 from dit_jax.models.unet import UNet
 from dit_jax.types import Conditions, Params, PRNGKey
@@ -24,14 +24,23 @@ def build_autoencoder(autoencoder: AutoencoderConfig, image_channels: int, remat
 
 def build_dit(config: Config) -> DiT:
     """Returns the denoiser of a config."""
+    return _build_transformer(DiT, config, num_outputs(config))
+
+
+def build_classifier(config: Config) -> DiTClassifier:
+    """Returns the classifier of noised images of a config."""
+    return _build_transformer(DiTClassifier, config, config.data.num_classes)
+
+
+def _build_transformer(kind: type[DiT], config: Config, out_channels: int) -> DiT:
     dit = config.dit
-    return DiT(
+    return kind(
         depth=dit.depth,
         width=dit.width,
         num_heads=dit.num_heads,
         patch_size=dit.patch_size,
         num_classes=config.data.num_classes if dit.class_conditional else None,
-        out_channels=num_outputs(config),
+        out_channels=out_channels,
         conditioning=dit.conditioning,
         sequences=tuple(sequence_encoders(config).items()),
         long_skips=dit.long_skips,
@@ -85,11 +94,9 @@ def num_outputs(config: Config) -> int:
 
 def build_model(config: Config) -> nn.Module:
     """Returns the network that the config's stage trains."""
-    return (
-        build_denoiser(config)
-        if config.stage == "diffusion"
-        else build_autoencoder(config.autoencoder, config.data.channels, config.compute.remat)
-    )
+    if config.stage == "autoencoder":
+        return build_autoencoder(config.autoencoder, config.data.channels, config.compute.remat)
+    return build_denoiser(config) if config.stage == "diffusion" else build_classifier(config)
 
 
 def abstract_inputs(config: Config, batch_size: int = 1) -> tuple:
@@ -97,7 +104,8 @@ def abstract_inputs(config: Config, batch_size: int = 1) -> tuple:
     x = jax.ShapeDtypeStruct((batch_size, *config.input_shape), jnp.float32)
     if config.stage == "autoencoder":
         return x, jax.eval_shape(lambda: jax.random.key(0))
-    return x, jax.ShapeDtypeStruct((batch_size,), jnp.int32), abstract_conditions(config, batch_size)
+    x_and_t = x, jax.ShapeDtypeStruct((batch_size,), jnp.int32)
+    return x_and_t if config.stage == "classifier" else (*x_and_t, abstract_conditions(config, batch_size))
 
 
 def abstract_conditions(config: Config, batch_size: int = 1) -> Conditions:

@@ -103,12 +103,17 @@ class DiT(nn.Module):
 
     @nn.compact
     def __call__(self, x_t: Array, t: Array, conditions: Conditions | Array) -> Array:
-        _, height, width, _ = x_t.shape
-        p, conditions = self.patch_size, as_conditions(conditions)
-        x = Linear(self.width, name="x_embedder")(patchify(with_spatial(x_t, conditions), p))  # [B, T, D]
+        conditions = as_conditions(conditions)
+        x = self.trunk(with_spatial(x_t, conditions), t, conditions, self.patch_size**2 * self.out_channels)
+        return unpatchify(x, self.patch_size, x_t.shape[1])
+
+    def trunk(self, x: Array, t: Array, conditions: Conditions, num_outputs: int) -> Array:
+        """Returns [B, T, num_outputs] of the patches of x [B, H, W, C]: all of the network but what they mean."""
+        _, height, width, _ = x.shape
+        p = self.patch_size
+        x = Linear(self.width, name="x_embedder")(patchify(x, p))  # [B, T, D]
         x = constrain(x + sincos_2d(height // p, width // p, self.width), TOKENS)
-        x = self._blocks(x, self._condition(t, conditions))
-        return unpatchify(x, p, height)
+        return self._blocks(x, self._condition(t, conditions), num_outputs)
 
     def _condition(self, t: Array, conditions: Conditions) -> Condition:
         parts = [TimestepEmbedder(self.width, name="t_embedder")(t)]  # [B, D] each
@@ -123,7 +128,7 @@ class DiT(nn.Module):
             read.append(conditioner(conditions[name]))
         return join_conditions(read)
 
-    def _blocks(self, x: Array, c: Condition) -> Array:
+    def _blocks(self, x: Array, c: Condition, num_outputs: int) -> Array:
         modulation = next((m for m in self.conditioning if m.startswith("adaln")), "none")
         num_tokens, mask = x.shape[1], None
         if "in_context" in self.conditioning:
@@ -155,5 +160,15 @@ class DiT(nn.Module):
                 x = block(name=name)(x, c, mask, skip)
                 if self.long_skips and 2 * i < self.depth - 1:
                     skips.append(x)
-        final_layer = FinalLayer(self.patch_size**2 * self.out_channels, modulation, name="final_layer")
-        return final_layer(x[:, :num_tokens], c)  # [B, T, p * p * out_channels]
+        return FinalLayer(num_outputs, modulation, name="final_layer")(x[:, :num_tokens], c)
+
+
+class DiTClassifier(DiT):
+    """The classifier of noised images (arXiv:2105.05233, section 4.1) on a DiT's trunk: logits, the mean over patches.
+
+    Call with x_t and t as a DiT; returns [B, out_channels] float32, a channel a class.
+    """
+
+    @nn.compact
+    def __call__(self, x_t: Array, t: Array) -> Array:
+        return self.trunk(x_t, t, {}, self.out_channels).mean(axis=1)

@@ -6,7 +6,7 @@ import jax
 
 from dit_jax.config import Config
 from dit_jax.diffusion.losses import hybrid_loss
-from dit_jax.diffusion.process import make_process
+from dit_jax.diffusion.process import Process, make_process
 from dit_jax.models.autoencoder import draw_latents
 from dit_jax.models.build import build_denoiser
 from dit_jax.models.conditioners import FrozenNetworks, batch_conditions, drop_conditions
@@ -56,12 +56,20 @@ def make_diffusion_eval(config: Config) -> Callable[[Params, Batch, FrozenNetwor
     model, process = build_denoiser(config), make_process(config.diffusion)
 
     def eval_fn(params: Params, batch: Batch, frozen: FrozenNetworks | None) -> dict[str, Array]:
-        keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(jax.random.key(0), index), 3))(batch["index"])
-        x_0 = jax.vmap(lambda moments, key: diffusion_input(config, moments, key))(encoded(batch, frozen), keys[:, 0])
-        step = jax.vmap(lambda key: jax.random.randint(key, (), 0, process.num_steps))(keys[:, 1])
-        noise = jax.vmap(lambda key: jax.random.normal(key, x_0.shape[1:]))(keys[:, 2])
+        x_0, step, noise = held_out_noise(config, process, batch, frozen)
         conditions = batch_conditions(config, batch, frozen)
         model_fn = lambda *inputs: model.apply({"params": params}, *inputs)  # noqa: E731
         return hybrid_loss(process, model_fn, x_0, step, noise, conditions, config.diffusion.min_snr_gamma)
 
     return eval_fn
+
+
+def held_out_noise(
+    config: Config, process: Process, batch: Batch, frozen: FrozenNetworks | None
+) -> tuple[Array, Array, Array]:
+    """Returns x_0 [B, H, W, C], the step [B] and the noise of held-out images, functions of the images' index alone."""
+    keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(jax.random.key(0), index), 3))(batch["index"])
+    x_0 = jax.vmap(lambda moments, key: diffusion_input(config, moments, key))(encoded(batch, frozen), keys[:, 0])
+    step = jax.vmap(lambda key: jax.random.randint(key, (), 0, process.num_steps))(keys[:, 1])
+    noise = jax.vmap(lambda key: jax.random.normal(key, x_0.shape[1:]))(keys[:, 2])
+    return x_0, step, noise
