@@ -210,11 +210,13 @@ def evaluate_restoration(args: argparse.Namespace, step: int, config: Config) ->
     from dit_jax.evaluation.evaluated import checkpoint_protocol, checkpoint_subject
     from dit_jax.evaluation.loaded import load
     from dit_jax.evaluation.pictures import condition_grid
+    from dit_jax.evaluation.reconstruction import available_metrics
     from dit_jax.evaluation.restoration import RESTORED, measure_restorations, restore
     from dit_jax.perceptual.lpips import load_lpips
 
     has_lpips = bool(args.lpips) or os.path.isfile(lpips_path)
-    lpips_params = load_lpips(lpips_path) if has_lpips else None
+    obstacle = available_metrics(None, config.data.image_size, has_lpips)["lpips"]
+    lpips_params = load_lpips(lpips_path) if obstacle is None else None
     source = open_source(config.data, config.data.eval_split)
     transform = image_transform(config.data, train=False, conditions=spatial_arrays(config.data, config.spatial))
     settings = dataclasses.replace(settings, num_samples=min(settings.num_samples, len(source)))
@@ -241,8 +243,8 @@ def evaluate_restoration(args: argparse.Namespace, step: int, config: Config) ->
     print_table(rows)
     if "known_pixels_exact" in values:
         print(f"known pixels are {'exact' if values['known_pixels_exact'] else 'NOT exact'}")
-    if not has_lpips:
-        print("LPIPS is not measured: its weights are missing; ./launch/lpips_weights.sh fetches them")
+    if obstacle is not None:
+        print(f"LPIPS is not measured: {obstacle}")
     print(
         f"written: {output / 'restoration.json'}, {output / 'restorations.png'} (rows: given, drawn, {baseline}, true)"
     )

@@ -25,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", required=True, metavar="DIR", help="of a diffusion run")
     parser.add_argument("--output", metavar="DIR", help="where the images go (default: WORKDIR/samples/drawn)")
     parser.add_argument("--num_samples", type=int, help="default: 100; of prompts as many as there are, or 16")
+    parser.add_argument(
+        "--interpolate", type=int, metavar="N", help="N images from each (of the labels, prompts, layouts) to the next"
+    )
     parser.add_argument("--labels", metavar="L[,L...]", help="classes, taken in turn (default: all of them)")
     parser.add_argument("--prompt", metavar="TEXT", help="what to draw, for a model of captions")
     parser.add_argument("--prompts_file", metavar="FILE", help="prompts, one a line, taken in turn")
@@ -62,6 +65,8 @@ def run(args: argparse.Namespace) -> None:
     """Draws what was not drawn before, then writes each file at once."""
     if args.num_samples is not None and args.num_samples < 1:
         raise ValueError(f"--num_samples={args.num_samples} must be positive")
+    if args.interpolate is not None and args.interpolate < 2:
+        raise ValueError(f"--interpolate={args.interpolate} must be 2 or more: both ends are among the images")
     if args.num_frames < 0:
         raise ValueError(f"--num_frames={args.num_frames} must not be negative")
     parse_steps(args.steps)
@@ -80,6 +85,8 @@ def run(args: argparse.Namespace) -> None:
     if args.classifier is not None:
         check_classifier(config, find_checkpoint(args.classifier)[1])
     num_samples = args.num_samples or (max(16, len(given.prompts)) if given.prompts else 100)
+    if args.interpolate is not None:
+        num_samples = args.num_samples or max(2, len(given.prompts or given.layout or classes))
     output = pathlib.Path(args.output or pathlib.Path(args.workdir) / "samples" / "drawn")
     output.mkdir(parents=True, exist_ok=True)
 
@@ -87,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
     import numpy as np
 
     from dit_jax.evaluation.drawing import SAMPLES_NAME, Drawing, is_drawn, write_picture, write_record, write_samples
-    from dit_jax.evaluation.generate import override_sampling
+    from dit_jax.evaluation.generate import interpolation, override_sampling
     from dit_jax.evaluation.loaded import load
     from dit_jax.evaluation.parts import Parts, unfinished
     from dit_jax.evaluation.pictures import MAX_STRIPS, denoising_strips, sample_grid
@@ -99,7 +106,11 @@ def run(args: argparse.Namespace) -> None:
     sampling = override_sampling(config.sampling, parse_steps(args.steps))
     conditions, known = model.inputs(labels, given, sampling)
     classifier = args.classifier and load(args.classifier).as_guide(config, args.classifier_scale)
-    drawing = Drawing(model, conditions, sampling, args.seed, known, classifier)
+    path, columns = None, len(given.prompts or classes)
+    if args.interpolate is not None:
+        (conditions, known), path = interpolation((conditions, known), args.interpolate)
+        labels, columns = labels[path.ends[:, 0]], args.interpolate
+    drawing = Drawing(model, conditions, sampling, args.seed, known, classifier, path)
     identity, samples, grid = drawing.identity(), output / SAMPLES_NAME, output / "grid.png"
     is_latent = model.codec is None and config.latents is not None
     with Parts(output, identity) as parts:
@@ -111,7 +122,7 @@ def run(args: argparse.Namespace) -> None:
         else:
             first = write_samples(samples, drawing.draw(parts, progress=True), labels, NUM_PICTURES)
             if not is_latent:
-                write_picture(grid, sample_grid(first, len(given.prompts or classes)))
+                write_picture(grid, sample_grid(first, columns))
             write_record(output, identity)
         parts.remove()
     if is_latent:
@@ -119,8 +130,8 @@ def run(args: argparse.Namespace) -> None:
         return
     print(f"{len(labels)} images: {samples}, {grid}")
     if args.num_frames:
-        conditions, known = jax.tree.map(lambda leaf: leaf[:MAX_STRIPS], (conditions, known))
-        frames = model.draw(conditions, sampling, args.seed, known, classifier, num_frames=args.num_frames)
+        conditions, known, path = jax.tree.map(lambda leaf: leaf[:MAX_STRIPS], (conditions, known, path))
+        frames = model.draw(conditions, sampling, args.seed, known, classifier, path, num_frames=args.num_frames)
         write_picture(output / "denoising.png", denoising_strips(frames))
         print(f"denoising: {output / 'denoising.png'}")
 

@@ -50,3 +50,22 @@ def guided(
         return conditional.at[..., channels].set(uncond + at(scales, t) * (cond - uncond))
 
     return guided_fn
+
+
+def between(model_fn: ModelFn, towards: Conditions, weight: Array) -> ModelFn:
+    """Returns a model_fn whose output lies between those for its conditions and for others, linearly.
+
+    Of epsilons that is the score of the geometric mean of both conditional densities. It needs nothing of the network,
+    so that any condition goes over into any other of its kind, and is exact at both ends.
+
+    Args:
+      towards: the other conditions, [B, ...]; weight: [B], 0 for its own, 1 for the others. Both run in one batch.
+    """
+
+    def between_fn(x_t: Array, t: Array, conditions: Conditions) -> Array:
+        both = jax.tree.map(lambda *ends: jnp.concatenate(ends), conditions, towards)
+        own, other = jnp.split(model_fn(jnp.concatenate([x_t, x_t]), jnp.concatenate([t, t]), both), 2)
+        share = weight.reshape(-1, 1, 1, 1)
+        return (1.0 - share) * own + share * other
+
+    return between_fn

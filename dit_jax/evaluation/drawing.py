@@ -23,7 +23,15 @@ from tqdm import tqdm
 
 from dit_jax.checkpoint import params_digest
 from dit_jax.config import SamplingConfig, check_sampling, config_to_dict
-from dit_jax.evaluation.generate import ClassifierGuide, KnownImages, check_conditions, check_known, make_draw, put_rows
+from dit_jax.evaluation.generate import (
+    ClassifierGuide,
+    KnownImages,
+    Path,
+    check_conditions,
+    check_known,
+    make_draw,
+    put_rows,
+)
 from dit_jax.evaluation.loaded import LoadedModel
 from dit_jax.evaluation.parts import Parts
 from dit_jax.types import Conditions
@@ -37,7 +45,8 @@ class Drawing:
 
     Args:
       model: of stage "diffusion"; conditions: labels [N] or more, as for `LoadedModel.sample`; sampling: how; seed: of
-        the noise; known: images to paint in or to start from; classifier: a classifier that leads to the labels.
+        the noise; known: images to paint in or to start from; classifier: one that leads to the labels; path: of
+        images between others.
     """
 
     def __init__(
@@ -48,11 +57,12 @@ class Drawing:
         seed: int,
         known: KnownImages | None = None,
         classifier: ClassifierGuide | None = None,
+        path: Path | None = None,
     ):
         self._conditions, self.num_images = check_conditions(model.config, conditions, classifier)
         check_sampling(sampling, model.config)
         check_known(model.config, sampling, known)
-        self._known, self._guide = known, classifier
+        self._known, self._guide, self._path = known, classifier, path
         self._model, self._sampling, self._seed = model, sampling, seed
 
     def identity(self) -> dict[str, Any]:
@@ -73,6 +83,7 @@ class Drawing:
             "num_samples": self.num_images,
             "conditions": {name: _digest(value) for name, value in self._conditions.items()},
             "known": None if self._known is None else _digest(self._known),
+            "path": None if self._path is None else _digest(self._path),
             "classifier": self._guide and {"params": params_digest(self._guide.params), "scale": self._guide.scale},
             "device": f"{device.platform} {device.device_kind}",
             "jax": jax.__version__,
@@ -120,9 +131,9 @@ class Drawing:
             drawn = numbers[start : start + at_once]
             padded = [*drawn, *[drawn[-1]] * (at_once - len(drawn))]
             rows = np.concatenate([np.resize(self._rows(number), size) for number in padded])
-            rows, (conditions, known) = put_rows(rows, (self._conditions, self._known), model.mesh)
-            images = draw(model.params, model.codec, self._seed, rows, conditions, known=known, classifier=self._guide)
-            queue.append((drawn, images))
+            rows, (conditions, known, path) = put_rows(rows, (self._conditions, self._known, self._path), model.mesh)
+            inputs = {"known": known, "path": path, "classifier": self._guide}
+            queue.append((drawn, draw(model.params, model.codec, self._seed, rows, conditions, **inputs)))
             if len(queue) > 1:
                 yield from finished()
         while queue:

@@ -20,11 +20,11 @@ from tqdm import tqdm
 
 from dit_jax.config import Config, SamplingConfig, check_sampling
 from dit_jax.diffusion.classifier_guidance import class_gradient, led
-from dit_jax.diffusion.guidance import guidance_scales, guided
+from dit_jax.diffusion.guidance import between, guidance_scales, guided
 from dit_jax.diffusion.parameterization import Prediction, predict
 from dit_jax.diffusion.process import add_noise, first_steps, make_process, respace
 from dit_jax.diffusion.samplers import make_sampler
-from dit_jax.diffusion.samplers.scan import Known, image_noise, sample
+from dit_jax.diffusion.samplers.scan import Known, image_noise, sample, slerp
 from dit_jax.metrics.picture import to_uint8
 from dit_jax.models.autoencoder import Codec
 from dit_jax.models.build import build_denoiser
@@ -48,6 +48,30 @@ class KnownImages(NamedTuple):
     hole: np.ndarray | None = None
 
 
+class Path(NamedTuple):
+    """Where images lie between two others, a row an image: of conditions and of noise.
+
+    towards: the conditions at the other end, [N, ...]. weight: [N] float32, 0 for this end, 1 for the other.
+    ends: [N, 2] int32, the numbers of the images at both, whose noise it is.
+    """
+
+    towards: Conditions
+    weight: np.ndarray
+    ends: np.ndarray
+
+
+def interpolation(inputs: Any, num_images: int) -> tuple[Any, Path]:
+    """Returns the inputs of `num_images` images from each of K to the next, both included, and where they lie.
+
+    inputs: (conditions, known images) of the K ends; of the images between two ends the known ones are the first's.
+    """
+    num_ends = len(jax.tree.leaves(inputs)[0])
+    starts = np.repeat(np.arange(num_ends - 1), num_images)
+    own, towards = (jax.tree.map(lambda leaf, rows=rows: leaf[rows], inputs) for rows in (starts, starts + 1))
+    weight = np.tile(np.linspace(0.0, 1.0, num_images, dtype=np.float32), num_ends - 1)
+    return own, Path(towards[0], weight, np.stack([starts, starts + 1], axis=1).astype(np.int32))
+
+
 @flax.struct.dataclass
 class ClassifierGuide:
     """A classifier of noised images that leads the sampler to the labels, and the scale of its gradient."""
@@ -60,10 +84,10 @@ class ClassifierGuide:
 def make_generator(
     config: Config, sampling: SamplingConfig, codec: Codec | None, mesh: Mesh, num_frames: int = 0
 ) -> Callable[..., np.ndarray]:
-    """Returns `generate(params, conditions, seed, progress=False, known=None, classifier=None) -> uint8 [N, H, W, 3]`.
+    """Returns `generate(params, conditions, seed, progress=False, known, classifier, path) -> uint8 [N, H, W, 3]`.
 
     It is compiled at its first call. Conditions are raw ones, [N, ...] each (`models.conditioners`); labels alone may
-    be given as their array. known: `KnownImages`; classifier: `ClassifierGuide`.
+    be given as their array. known: `KnownImages`; classifier: `ClassifierGuide`; path: `Path`.
 
     Args:
       config: of the denoiser.
@@ -81,6 +105,7 @@ def make_generator(
         progress: bool = False,
         known: KnownImages | None = None,
         classifier: ClassifierGuide | None = None,
+        path: Path | None = None,
     ) -> np.ndarray:
         conditions, num_images = check_conditions(config, conditions, classifier)
         check_known(config, sampling, known)
@@ -88,8 +113,9 @@ def make_generator(
         starts = range(0, num_images, batch_size)
         for start in tqdm(starts, desc="sampling", unit="batch", disable=not progress):
             rows = np.minimum(np.arange(start, start + batch_size), num_images - 1)  # the last batch repeats its end
-            rows, inputs = put_rows(rows, (conditions, known), mesh)
-            images.append(to_host(draw(params, codec, seed, rows, inputs[0], known=inputs[1], classifier=classifier)))
+            rows, (own, around, between) = put_rows(rows, (conditions, known, path), mesh)
+            drawn = draw(params, codec, seed, rows, own, known=around, classifier=classifier, path=between)
+            images.append(to_host(drawn))
         return np.concatenate(images)[:num_images]
 
     return generate
@@ -178,7 +204,7 @@ def put_rows(rows: np.ndarray, inputs: Any, mesh: Mesh) -> tuple[Array, Any]:
 
 
 def make_draw(config: Config, sampling: SamplingConfig, mesh: Mesh, num_frames: int = 0) -> tuple[Callable, int]:
-    """Returns the jitted `draw(params, codec, seed, indices, conditions, *, known, classifier)`, and its batch's size.
+    """Returns the jitted `draw(params, codec, seed, indices, conditions, *, known, classifier, path)`, and its batch.
 
     It is what `make_generator` runs; its arguments are the same, and its indices [B] int32. Each of the
     mesh's parts of a batch has `sampling.batch_size` images.
@@ -200,6 +226,7 @@ def make_draw(config: Config, sampling: SamplingConfig, mesh: Mesh, num_frames: 
         indices: Array,
         conditions: Conditions,
         known: KnownImages | None,
+        path: Path | None,
         classifier: ClassifierGuide | None,
     ) -> Array:
         def to_images(x_0: Array) -> Array:
@@ -228,10 +255,15 @@ def make_draw(config: Config, sampling: SamplingConfig, mesh: Mesh, num_frames: 
             return led(process, prediction, x_t, step, gradient, ancestral=sampling.sampler == "ancestral")
 
         model_fn = guide(config, sampling, lambda *inputs: model.apply({"params": params}, *inputs))
-        keys = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))(indices)
-        x_T = around = None
+        keys_of = jax.vmap(lambda index: jax.random.fold_in(jax.random.key(seed), index))
+        keys = keys_of(indices if path is None else path.ends[:, 0])
+        noise = image_noise(keys, process.num_steps, config.input_shape)
+        if path is not None:
+            model_fn = between(model_fn, {name: path.towards[name] for name in conditions}, path.weight)
+            others = image_noise(keys_of(path.ends[:, 1]), process.num_steps, config.input_shape)
+            noise = slerp(noise, others, path.weight)
+        x_T, around = noise, None
         if sampling.strength < 1:
-            noise = image_noise(keys, process.num_steps, config.input_shape)
             x_T = add_noise(process, encode(known.image), jnp.full(keys.shape, process.num_steps - 1), noise)
         if known is not None and known.hole is not None and not reads_hole:
             around = Known(encode(known.image), hole_on_grid(config, known.hole))
@@ -258,12 +290,12 @@ def make_draw(config: Config, sampling: SamplingConfig, mesh: Mesh, num_frames: 
     by_rows = jax.shard_map(
         draw,
         mesh=mesh.abstract_mesh,
-        in_specs=(whole, whole, whole, rows, rows, rows, whole),
+        in_specs=(whole, whole, whole, rows, rows, rows, rows, whole),
         out_specs=rows,
         axis_names={"data"},
         check_vma=False,  # the layers know nothing of it
     )
-    drawn = lambda *inputs, known=None, classifier=None: by_rows(*inputs, known, classifier)  # noqa: E731
+    drawn = lambda *inputs, known=None, path=None, classifier=None: by_rows(*inputs, known, path, classifier)  # noqa: E731
     return jax.jit(traced_on(mesh, drawn)), sampling.batch_size * batch_shards(mesh)
 
 

@@ -1,7 +1,7 @@
 """What a user gives to draw from: checked before any device is touched, then raw conditions and known images."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -51,37 +51,38 @@ class Given:
     def _is_given(self) -> dict[str, bool]:
         return {name: value is not None for name, value in vars(self).items()}
 
-    def check(self, config: Config, tokenizer: Tokenizer | None = None) -> None:
+    def check(self, config: Config, tokenizer: Tokenizer | None = None, raw: Collection[str] = ()) -> None:
         """Raises ValueError where the model of a config has no use for what is given, or needs more or another size.
 
-        tokenizer: of a model of text.
+        tokenizer: of a model of text; raw: the conditions that are there as the network reads them.
         """
         kind, size, channels = config.spatial and config.spatial.kind, config.data.image_size, config.data.channels
         needed = {"low_resolution": ("image",), "inpainting": ("image", "mask"), "semantic": ("classes",)}.get(kind, ())
-        if (self.layout is None) != (config.layout is None):
+        needed = () if "spatial" in raw else needed
+        if (self.layout is None) != (config.layout is None or "layout" in raw):
             raise ValueError(
                 "a layout is of no use to this model, which reads no boxes; leave it out"
                 if config.layout is None
                 else f"the model draws boxes of {', '.join(config.layout.classes)}; give a layout, such as "
                 f"'{config.layout.classes[0]} 0.1 0.1 0.6 0.9'"
             )
-        if config.layout is not None:
+        if self.layout is not None:
             self._layout_tokens(config)
         self._check_prompts(tokenizer)
         missing = [name for name in needed if not self._is_given[name]]
         if missing:
             names = [{"classes": "map of classes"}.get(name, name) for name in missing]
             raise ValueError(f"the model's spatial condition is of kind {kind!r}; give the {' and the '.join(names)}")
-        if kind == "low_resolution":
+        if kind == "low_resolution" and self.image is not None:
             small = size // config.spatial.factor
             if self.image.shape[1:] != (small, small, channels) or self.image.dtype != np.uint8:
                 raise ValueError(
                     f"a model that enlarges {config.spatial.factor} times to {size} pixels needs an image of {small} x "
                     f"{small} x {channels}, uint8, not {self.image.shape[1:]} {self.image.dtype}; scale or crop it"
                 )
-            if self.mask is not None:
-                raise ValueError("a mask is of no use to a model of super-resolution; leave it out")
-        elif self.mask is not None and self.image is None:
+        if kind == "low_resolution" and self.mask is not None:
+            raise ValueError("a mask is of no use to a model of super-resolution; leave it out")
+        if self.mask is not None and self.image is None:
             raise ValueError("a mask needs the image to paint in; give both")
         if self.classes is not None:
             if kind != "semantic":
@@ -116,7 +117,7 @@ class Given:
     ) -> Conditions:
         """Returns the raw conditions that these are, [num_images, ...]; none where the network reads none of them."""
         sequences = {}
-        if config.layout is not None:
+        if self.layout is not None:
             sequences["layout"] = self._layout_tokens(config)
         if captions is not None:
             sequences["text"] = captions.condition(self.prompts)
@@ -127,7 +128,7 @@ class Given:
         return in_turn | self._spatial(config, codec, num_images)
 
     def _spatial(self, config: Config, codec: Codec | None, num_images: int) -> Conditions:
-        if config.spatial is None:
+        if config.spatial is None or (self.classes if config.spatial.kind == "semantic" else self.image) is None:
             return {}
         if config.spatial.kind == "low_resolution":
             spatial = of_low_resolution(config, _to_float(self.image))

@@ -26,7 +26,9 @@ from dit_jax.config import Config, MeshConfig, SamplingConfig, for_platform
 from dit_jax.evaluation.generate import (
     ClassifierGuide,
     KnownImages,
+    Path,
     check_classifier,
+    interpolation,
     make_generator,
     override_sampling,
 )
@@ -71,6 +73,7 @@ class LoadedModel:
         prompts: str | Sequence[str] | None = None,
         classifier: "LoadedModel | None" = None,
         classifier_scale: float = 1.0,
+        interpolate: int | None = None,
         progress: bool = False,
         num_frames: int = 0,
         **sampling,
@@ -94,6 +97,8 @@ class LoadedModel:
           image, mask, classes, layout, prompts: see `given.Given`; one, or several in turn.
           classifier: of stage "classifier", leads to the labels (of a model that does not read them, too) with the
             scale `classifier_scale` (ADM, section 4).
+          interpolate: draws so many images from each of the N to the next, both included, of conditions and of noise
+            between theirs.
           num_frames: where positive, the images are [N, num_frames, H, W, 3]: predictions of x_0 on the way.
           sampling: further fields of `SamplingConfig`, such as `sampler`, `eta` or `strength`.
         """
@@ -101,7 +106,11 @@ class LoadedModel:
         settings = override_sampling(self.config.sampling, num_steps, cfg_scale=cfg_scale, **sampling)
         conditions, known = self.inputs(labels, Given(image, mask, classes, layout, prompts), settings, num_images)
         classifier = None if classifier is None else classifier.as_guide(self.config, classifier_scale)
-        return self.draw(conditions, settings, seed, known, classifier, progress=progress, num_frames=num_frames)
+        path = None
+        if interpolate is not None:
+            (conditions, known), path = interpolation((conditions, known), interpolate)
+        shown = {"progress": progress, "num_frames": num_frames}
+        return self.draw(conditions, settings, seed, known, classifier, path, **shown)
 
     def as_guide(self, config: Config, scale: float) -> ClassifierGuide:
         """Returns this classifier as what leads the sampler of a denoiser's config."""
@@ -121,7 +130,7 @@ class LoadedModel:
             {} if labels is None else as_conditions(labels if isinstance(labels, Mapping) else np.array(labels))
         )
         captions = None if "text" in conditions else self.captions
-        given.check(dataclasses.replace(config, sampling=sampling), captions and captions.tokenizer)
+        given.check(dataclasses.replace(config, sampling=sampling), captions and captions.tokenizer, conditions)
         num_images = num_images or (len(jax.tree.leaves(conditions)[0]) if conditions else len(given.prompts or [0]))
         if "label" not in config.condition_dropout:
             # Not read, unless a classifier leads to it: it says how many images.
@@ -136,12 +145,13 @@ class LoadedModel:
         seed: int,
         known: KnownImages | None = None,
         classifier: ClassifierGuide | None = None,
+        path: Path | None = None,
         *,
         progress: bool = False,
         num_frames: int = 0,
     ) -> np.ndarray:
         """Returns the images of raw conditions, as `sample` does, of settings that are all given."""
-        return self._generator(sampling, num_frames)(self.params, conditions, seed, progress, known, classifier)
+        return self._generator(sampling, num_frames)(self.params, conditions, seed, progress, known, classifier, path)
 
     def denoise(self, x_t: Array, t: Array, labels: Array | Conditions) -> Array:
         """Returns the network's output [B, H, W, 2C] float32: what it predicts, then the variance's interpolation.

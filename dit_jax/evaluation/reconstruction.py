@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dit_jax.config import LPIPS_MIN_SIZE
 from dit_jax.metrics.held_out import masked_sums, means
 from dit_jax.metrics.picture import to_uint8
 from dit_jax.metrics.reconstruction import SSIM_WINDOW, psnr, ssim
@@ -20,10 +21,12 @@ METRICS = ("psnr", "ssim", "lpips", "codes", "rfd")  # codes: of a VQ autoencode
 
 def available_metrics(num_codes: int | None, image_size: int, has_lpips: bool) -> dict[str, str | None]:
     """Returns every metric with what keeps it from being measured, None where nothing does."""
+    too_small = f"images have fewer than {LPIPS_MIN_SIZE} pixels a side" if image_size < LPIPS_MIN_SIZE else None
     return {
         "psnr": None,
         "ssim": None if image_size >= SSIM_WINDOW else f"images have fewer than {SSIM_WINDOW} pixels a side",
-        "lpips": None if has_lpips else "its weights are missing; ./launch/lpips_weights.sh fetches them",
+        "lpips": too_small
+        or (None if has_lpips else "its weights are missing; ./launch/lpips_weights.sh fetches them"),
         "codes": None if num_codes else "the autoencoder is not quantized",
         "rfd": None,
     }

@@ -2,21 +2,26 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from PIL import Image
 from safetensors.numpy import save_file
 
+from dit_jax.checkpoint import Checkpoints
+from dit_jax.checkpoint import write_config as write_run_config
 from dit_jax.cli.main import main
 from dit_jax.config import config_from_dict, config_to_dict
 from dit_jax.data.pipeline import image_transform, load_examples, spatial_arrays
 from dit_jax.data.sources import open_source
+from dit_jax.evaluation.loaded import load
 from dit_jax.evaluation.restoration import restore_simply
 from dit_jax.metrics.reconstruction import psnr
+from dit_jax.models.build import init_params
 from tests.cli.test_main import write_config
 from tests.random_lpips import random_lpips
-from tests.tiny import dit_config, make_image_folder
+from tests.tiny import autoencoder_config, dit_config, make_image_folder
 
 KINDS = {"low_resolution": {"factor": 2}, "inpainting": {}}
 
@@ -71,3 +76,35 @@ def test_holes_are_filled_with_the_mean_of_what_is_around_them():
     found = restore_simply(config, {"image": image, "hole": hole})
     np.testing.assert_allclose(found[0, 4:6], (4 * 0.5 + 2 * 1.0) / 6, rtol=1e-6)
     np.testing.assert_array_equal(found[hole == 0], image[hole == 0])
+
+
+@pytest.mark.parametrize("kind", ["inpainting", None])
+def test_painting_in_latents_keeps_the_known_pixels_of_the_image(kind, tmp_path):
+    """By a model that reads the masked image's latents, and by one that does not: known latents are noised into it."""
+    folder = make_image_folder(tmp_path / "images")
+    autoencoder = autoencoder_config(folder)
+    (tmp_path / "autoencoder").mkdir()
+    write_run_config(tmp_path / "autoencoder", autoencoder)
+    with Checkpoints(tmp_path / "autoencoder", max_to_keep=1) as checkpoints:
+        checkpoints.save(0, {"params": init_params(autoencoder, jax.random.key(0))}, autoencoder)
+    values = config_to_dict(dit_config(folder, num_train_steps=2))
+    values["latents"] = {"shape": (4, 4, 2), "encode_with": str(tmp_path / "autoencoder"), "scale": 1.0}
+    values["conditions"] = {"spatial": {"kind": kind}} if kind else None
+    config = write_config(tmp_path / "config.py", config_from_dict(values))
+    main(["train", f"--config={config}", f"--workdir={tmp_path / 'run'}"])
+    kernel = load(tmp_path / "run").params["x_embedder"]["kernel"]
+    assert kernel.shape[0] == 2 * 2 * (2 + (3 if kind else 0))  # latents, those of the masked image, and the mask
+    image = np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)
+    mask = np.zeros((8, 8), np.uint8)
+    mask[2:5, 1:4] = 255
+    Image.fromarray(image).save(tmp_path / "image.png")
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    flags = [f"--image={tmp_path / 'image.png'}", f"--mask={tmp_path / 'mask.png'}", "--num_samples=3"]
+    main(["sample", f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'drawn'}", *flags])
+    with np.load(tmp_path / "drawn" / "samples.npz") as file:
+        images = file["arr_0"]
+    assert (images[:, mask == 0] == image[mask == 0][:, None]).all()
+    assert len(np.unique(images[:, mask > 0], axis=0)) == 3
+    if kind:
+        main(["evaluate", f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'evaluation'}", "--num_samples=3"])
+        assert json.loads((tmp_path / "evaluation" / "restoration.json").read_text())["known_pixels_exact"] is True

@@ -136,9 +136,27 @@ def test_model_draws_the_boxes_that_it_is_given(root, tmp_path):
     )
 
 
+@pytest.mark.parametrize("name", ["plain", "layout"])
+def test_interpolation_ends_in_the_images_of_both_conditions(root, name, tmp_path):
+    """Of a deterministic sampler; what lies between changes little from one image to the next."""
+    model, given = load(root / name), {"layout": [CAT, DOG]} if name == "layout" else {}
+    ends = model.sample([1, 2], seed=3, **given).astype(int)
+    between = model.sample([1, 2], seed=3, interpolate=9, **given).astype(int)
+    np.testing.assert_allclose(between[[0, -1]], ends, atol=1)  # two rows of a batch or one: the last bit of sums
+    steps = np.abs(np.diff(between, axis=0)).mean(axis=(1, 2, 3))
+    assert steps.min() > 0 and steps.max() < 0.5 * np.abs(ends[1] - ends[0]).mean()
+    (tmp_path / "layouts.txt").write_text(f"{CAT}\n{DOG}\n")
+    flags = [f"--layout={tmp_path / 'layouts.txt'}"] if given else []
+    flags += [f"--workdir={root / name}", f"--output={tmp_path}", "--labels=1,2", "--interpolate=9", "--seed=3"]
+    main(["sample", *flags])
+    with np.load(tmp_path / "samples.npz") as file:
+        np.testing.assert_array_equal(file["arr_0"], between)
+
+
 @pytest.mark.parametrize(
     ("name", "flags", "message"),
     [
+        ("plain", ["--interpolate=1"], "--interpolate=1 must be 2 or more"),
         ("plain", ["--mask={root}/mask.png"], "a mask needs the image to paint in; give both"),
         ("plain", ["--image={root}/image.png"], "needs sampling strength below 1, or a mask"),
         ("plain", ["--image={root}/image.png", "--mask={root}/small.png"], "is 4 x 4, but the image is 8 x 8"),
@@ -170,6 +188,15 @@ def test_what_does_not_fit_is_one_line_before_a_device_is_touched(root, name, fl
     error = fail(capsys, "sample", f"--workdir={root / name}", f"--output={root / 'bad'}", *flags)
     assert re.search(message, error), error
     assert not (root / "bad").exists()
+
+
+def test_conditions_may_be_given_as_the_network_reads_them(root):
+    model, classes = load(root / "semantic"), pixels(root, "map.png")
+    raw = {"label": np.array([0, 1]), "spatial": np.eye(4, dtype=np.float32)[np.stack([classes] * 2)]}
+    np.testing.assert_array_equal(model.sample(raw), model.sample([0, 1], classes=classes))
+    painted = model.sample(raw, image=pixels(root, "image.png")[..., None], mask=pixels(root, "mask.png"))
+    known = pixels(root, "mask.png") == 0
+    assert (painted[:, known] == pixels(root, "image.png")[known][:, None]).all()
 
 
 def test_unconditional_model_needs_no_labels(root):

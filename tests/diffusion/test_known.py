@@ -9,7 +9,7 @@ from dit_jax.config import DiffusionConfig, SamplingConfig
 from dit_jax.diffusion.parameterization import epsilon_from_x_0, predict
 from dit_jax.diffusion.process import add_noise, first_steps, make_process, respace
 from dit_jax.diffusion.samplers import make_sampler
-from dit_jax.diffusion.samplers.scan import Known, image_noise, kept_shares, resampled, sample
+from dit_jax.diffusion.samplers.scan import Known, image_noise, kept_shares, resampled, sample, slerp
 
 # fixed_large is the exact variance of an ancestral step where the data is N(0, 1) (DDPM, section 3.2)
 PROCESS = respace(make_process(DiffusionConfig(variance="fixed_large")), 50)
@@ -90,3 +90,15 @@ def test_walk_from_a_noised_image_is_the_end_of_a_whole_one(sampler):
     x_T = add_noise(head, X_0, jnp.full(3, 19), image_noise(KEYS, 20, SHAPE))
     x_0, _ = sample(head, constant_model, make_sampler(SamplingConfig(sampler=sampler)), KEYS, SHAPE, x_T)
     np.testing.assert_allclose(x_0, X_0, atol=1e-4)
+
+
+def test_noise_between_two_is_as_long_and_ends_at_both():
+    a, b = jax.random.normal(jax.random.key(0), (2, 5, 8, 8, 4))
+    weight = jnp.array([0.0, 0.25, 0.5, 0.75, 1.0])
+    found = slerp(a, b, weight)
+    np.testing.assert_allclose(found[0], a[0], atol=1e-6)
+    np.testing.assert_allclose(found[-1], b[-1], atol=1e-6)
+    lengths, own = (np.linalg.norm(np.asarray(x).reshape(5, -1), axis=1) for x in (found, a))
+    np.testing.assert_allclose(lengths, own, rtol=0.2)
+    assert lengths[2] > 1.2 * np.linalg.norm((a[2] + b[2]) / 2)  # a straight line is too short
+    np.testing.assert_allclose(slerp(a, a, weight), a, atol=1e-6)

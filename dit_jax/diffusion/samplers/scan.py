@@ -45,6 +45,21 @@ class Known(NamedTuple):
     hole: Array
 
 
+def slerp(noise: Array, other: Array, weight: Array) -> Array:
+    """Returns the noise on the great circle between two, [B, ...], by weight [B]: as long as noise is (Shoemake, 1985).
+
+    A straight line between them would pass through noise that is too short by up to sqrt(2).
+    """
+    weight = weight.reshape(-1, *[1] * (noise.ndim - 1))
+    axes = tuple(range(1, noise.ndim))
+    lengths = jnp.sqrt((noise**2).sum(axes, keepdims=True) * (other**2).sum(axes, keepdims=True))
+    angle = jnp.arccos(((noise * other).sum(axes, keepdims=True) / lengths).clip(-1.0, 1.0))
+    straight = jnp.sin(angle) < 1e-6  # the same noise, or opposite
+    safe = jnp.where(straight, 1.0, angle)
+    arc = (jnp.sin((1.0 - weight) * safe) * noise + jnp.sin(weight * safe) * other) / jnp.sin(safe)
+    return jnp.where(straight, (1.0 - weight) * noise + weight * other, arc)
+
+
 def sample(
     process: Process,
     predict_fn: PredictFn,
