@@ -8,6 +8,7 @@ import pytest
 from jax.sharding import AxisType
 
 from dit_jax.config import config_from_dict, config_to_dict, load_config
+from dit_jax.evaluation.generate import check_classifier
 from dit_jax.models.build import abstract_inputs, abstract_params, build_model
 from dit_jax.models.cost import count_params
 from dit_jax.parallel.mesh import check_batch_size, make_mesh
@@ -64,6 +65,8 @@ def test_file_opens_with_its_command_and_builds_without_memory(built):
     if config.stage == "diffusion":
         outputs = 2 if config.diffusion.variance == "learned_range" else 1
         assert output.shape == (2, height, width, outputs * channels)
+    elif config.stage == "classifier":
+        assert output.shape == (2, config.data.num_classes)
     else:
         assert output[0].shape == (2, height, width, channels)
 
@@ -117,6 +120,7 @@ def test_quick_starts_latents_are_those_of_its_autoencoder():
     autoencoder, dit = (
         load_config(str(FILES[0].parent / f"fashion_mnist_{name}.py")) for name in ("autoencoder", "dit")
     )
+    check_classifier(dit, load_config(str(FILES[0].parent / "fashion_mnist_classifier.py")))
     model = build_model(autoencoder)
     params, (images, _) = abstract_params(autoencoder), abstract_inputs(autoencoder)
     moments = jax.eval_shape(lambda p, x: model.apply({"params": p}, x, method="encode"), params, images)
