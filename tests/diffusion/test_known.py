@@ -7,7 +7,7 @@ import pytest
 
 from dit_jax.config import DiffusionConfig, SamplingConfig
 from dit_jax.diffusion.parameterization import epsilon_from_x_0, predict
-from dit_jax.diffusion.process import add_noise, first_steps, make_process, respace
+from dit_jax.diffusion.process import add_noise, at, first_steps, make_process, respace
 from dit_jax.diffusion.samplers import make_sampler
 from dit_jax.diffusion.samplers.scan import Known, image_noise, kept_shares, resampled, sample, slerp
 
@@ -71,6 +71,22 @@ def test_jump_back_noises_to_the_level_of_the_step_it_goes_to():
     shares = kept_shares(PROCESS, np.array([5, 4, 3, 5, 4, 3, 2]))
     expected = PROCESS.alphas_cumprod[5] / PROCESS.alphas_cumprod[2]
     np.testing.assert_allclose(shares, [1, 1, expected, 1, 1, 1, 1], rtol=1e-6)
+
+
+def test_network_sees_as_much_noise_after_a_jump_back_as_at_any_step():
+    """Of data that are all X_0, what is over of x_t is the noise of its level, whichever way x_t was come by."""
+    keys, levels = jax.random.split(jax.random.key(2), 64), []
+
+    def model(x_t, step):
+        alpha_bar = at(PROCESS.alphas_cumprod, step)
+        noise = (x_t - jnp.sqrt(alpha_bar) * X_0[:1]) / jnp.sqrt(1 - alpha_bar)
+        jax.debug.callback(lambda std: levels.append(float(std)), noise.std(), ordered=True)
+        return predict(PROCESS, noise, x_t, step)
+
+    sample(PROCESS, model, make_sampler(SamplingConfig(sampler="ddim")), keys, SHAPE, num_resamplings=3)
+    jax.effects_barrier()
+    assert len(levels) == 3 * PROCESS.num_steps
+    np.testing.assert_allclose(levels, 1.0, atol=0.1)
 
 
 def test_resampled_walk_keeps_the_datas_variance():
