@@ -99,7 +99,7 @@ class Given:
     def _check_prompts(self, tokenizer: Tokenizer | None) -> None:
         if (self.prompts is None) != (tokenizer is None):
             raise ValueError(
-                "a prompt is of no use to this model, which reads no text; leave it out"
+                "a prompt is of no use to this model, which reads no text or has no text encoder with it; leave it out"
                 if tokenizer is None
                 else "the model draws for captions; give a prompt"
             )

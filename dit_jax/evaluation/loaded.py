@@ -55,7 +55,7 @@ class LoadedModel:
     step: int
     codec: Codec | None  # None: a model of pixels, or converted weights without an autoencoder
     mesh: Mesh
-    captions: CaptionEncoder | None = None  # what makes conditions of captions; None: a model of no text
+    captions: CaptionEncoder | None = None  # what makes conditions of captions; None: there is none with the weights
     _generators: dict = dataclasses.field(default_factory=dict, repr=False)  # compiled, by their settings
 
     def sample(
@@ -234,7 +234,8 @@ def load(
     else:
         codec = load_codec(workdir / AUTOENCODER_DIR, config.latents.scale, mesh)
     text = config.conditions and config.conditions.text
-    captions = load_caption_encoder(text, workdir / TEXT_ENCODER_DIR) if text else None
+    has_encoder = text and (workdir / TEXT_ENCODER_DIR).is_dir()
+    captions = load_caption_encoder(text, workdir / TEXT_ENCODER_DIR) if has_encoder else None
     return LoadedModel(config, params, step, codec, mesh, captions)
 
 

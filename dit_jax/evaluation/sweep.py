@@ -5,6 +5,7 @@ what it would measure now.
 """
 
 import itertools
+import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -58,6 +59,7 @@ def run_sweep(
 
 
 def _matches(card: dict[str, Any], subject: dict, protocol: dict) -> bool:
+    subject, protocol = json.loads(json.dumps((subject, protocol)))  # as a card is read: tuples are lists
     pairs = ((card["subject"], subject), (card["protocol"], protocol))
     return all(theirs.get(key) == value for theirs, ours in pairs for key, value in ours.items())
 
