@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> None:
         if not args.json:
             print("\n".join(describe(report, chip.devices)), flush=True)
         if not report["fits"]:
-            report["recommended"] = what_fits(config, devices, args.sampler, report)
+            report["recommended"] = what_fits_and_sends_little(config, devices, args.sampler, report)
         elif sends_too_much(report):
             report["recommended"] = what_sends_less(config, devices, args.sampler, report)
         if "recommended" in report and not args.json:
@@ -97,6 +97,21 @@ def candidates(config: Config, devices: list) -> list[Config]:
 
     mesh = make_mesh(dataclasses.replace(config.mesh, data=-1, fsdp=1), devices)
     return sweep_meshes(config, batch_shards(mesh))
+
+
+def what_fits_and_sends_little(config: Config, devices: list, sampler: bool, plan: dict) -> dict | None:
+    """Returns what `what_fits` does; with a smaller split where that one sends too much and a smaller one fits, too."""
+    from dit_jax.planning.plan import sends_too_much
+
+    found = what_fits(config, devices, sampler, plan)
+    if found is None or not sends_too_much(found["plan"]):
+        return found
+    flags = [flag.removeprefix("--config.").split("=") for flag in found["flags"]]
+    less = what_sends_less(override_config(config, flags), devices, sampler, found["plan"])
+    if less is None:
+        return found
+    chosen = dict(flag.split("=") for flag in [*found["flags"], *less["flags"]])
+    return {"flags": [f"{key}={value}" for key, value in chosen.items()], "plan": less["plan"]}
 
 
 def what_fits(config: Config, devices: list, sampler: bool, plan: dict) -> dict | None:

@@ -195,6 +195,24 @@ def test_what_cannot_be_enough_is_not_compiled(tmp_path, monkeypatch):
     assert found is None
 
 
+def test_what_fits_has_a_smaller_split_where_it_sends_too_much(tmp_path, monkeypatch):
+    def plan_of(config, devices, sampler):
+        fsdp, is_kept = config.mesh.fsdp, config.compute.remat == "none"
+        report = {"mesh": {"data": 64 // fsdp, "fsdp": fsdp}, "fits": not is_kept, "available": 2**31, "needed": 2**30}
+        suggestions = ["--config.mesh.data=-1 --config.mesh.fsdp=64", "--config.compute.remat=dots"]
+        report |= {"suggestions": suggestions[fsdp == 64 :], "state": {}}
+        return report | {"sent": 2.4e6 if fsdp == 64 else 0.8e6, "least_sent": 1e6}
+
+    monkeypatch.setattr(plan_verb, "plan_of", plan_of)
+    monkeypatch.setattr(plan_verb, "placed_state", lambda config, devices: ({"data": 1, "fsdp": 64}, {}))
+    monkeypatch.setattr(plan, "at_best", lambda *_: 0)
+    config = latents_config(tmp_path, data=-1, fsdp=8)
+    first = plan_of(config, [], False)
+    found = plan_verb.what_fits_and_sends_little(config, [], False, first)
+    assert not first["fits"] and found["plan"]["fits"] and not plan.sends_too_much(found["plan"])
+    assert found["flags"] == ["--config.mesh.data=-1", "--config.mesh.fsdp=8", "--config.compute.remat=dots"]
+
+
 def test_a_split_that_sends_too_much_is_not_recommended(tmp_path, monkeypatch):
     plans = {1: (1.0, True), 8: (1.2, True), 64: (1.5, True)}
 
