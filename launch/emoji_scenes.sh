@@ -3,7 +3,7 @@
 # with and 400 of held-out emoji. Nobody has annotated them: the boxes and the maps are exact, because the pictures are put
 # together here. metadata.jsonl has a layout for each ("flags 0.1 0.2 0.6 0.7; objects ...") and the path of its map,
 # whose classes are 0 (white) and then the emoji's categories in alphabetical order. Does nothing where the folder is there.
-# Then: dit-jax train --config=configs/emoji_layout.py ... or configs/emoji_semantic.py
+# Then: dit-jax train --config=configs/emoji_scenes.py:layout ... or :semantic
 set -euo pipefail
 
 if [[ ${1:-} == -* || $# -gt 1 ]]; then

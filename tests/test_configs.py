@@ -46,7 +46,8 @@ PAPER_PARAMETERS = {
     "autoencoder_finetune.py": 83.65,
     "autoencoder_finetune.py:mse": 83.65,
 }
-RUNS = sorted({path.name for path in FILES} | set(PAPER_PARAMETERS))
+OURS = {"emoji_restoration.py:inpainting", "emoji_scenes.py:semantic", "fashion_mnist_pixels.py:unet"}
+RUNS = sorted({path.name for path in FILES} | set(PAPER_PARAMETERS) | OURS)
 
 
 @pytest.fixture(scope="module", params=RUNS)

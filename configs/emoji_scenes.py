@@ -1,8 +1,12 @@
-"""Layout to image: emoji of nine categories in given boxes, at 32 x 32 pixels, by a DiT that attends to their tokens.
+"""Scenes of emoji of nine categories at 32 x 32 pixels, by a DiT that is told what is where.
 
 ./launch/emoji_scenes.sh
-dit-jax train --config=configs/emoji_layout.py --workdir=runs/layout
+dit-jax train --config=configs/emoji_scenes.py:layout --workdir=runs/layout
 dit-jax sample --workdir=runs/layout --layout="flags 0.05 0.1 0.55 0.45; smileys_emotion 0.5 0.5 0.95 0.95"
+dit-jax train --config=configs/emoji_scenes.py:semantic --workdir=runs/semantic
+dit-jax sample --workdir=runs/semantic --map=data/emoji_scenes/maps/test/00000.png
+
+Names: `layout`, boxes, to whose tokens the transformer attends, and `semantic`, a map of categories, read beside x_t.
 """
 
 from ml_collections import ConfigDict
@@ -13,24 +17,22 @@ CLASSES = (
 )  # fmt: skip
 
 
-def get_config() -> ConfigDict:
-    """Returns the config."""
+def get_config(name: str = "layout") -> ConfigDict:
+    """Returns the config of one of the names above."""
+    if name not in ("layout", "semantic"):
+        raise ValueError(f"{name!r} must be one of layout, semantic")
     config = ConfigDict()
     config.stage = "diffusion"
     config.data = ConfigDict({"name": "data/emoji_scenes", "image_size": 32, "num_classes": 1})
-    config.conditions = ConfigDict(
-        {"layout": {"classes": CLASSES, "max_objects": 4, "transformer": {"width": 128, "depth": 2, "num_heads": 2}}}
-    )
-    config.dit = ConfigDict(
-        {
-            "depth": 6,
-            "width": 128,
-            "num_heads": 2,
-            "patch_size": 4,
-            "class_conditional": False,
-            "conditioning": ("adaln_zero", "cross_attention"),
-        }
-    )
+    config.dit = ConfigDict({"depth": 6, "width": 128, "num_heads": 2, "patch_size": 4, "class_conditional": False})
+    if name == "layout":
+        transformer = {"width": 128, "depth": 2, "num_heads": 2}
+        config.conditions = ConfigDict({"layout": {"classes": CLASSES, "max_objects": 4, "transformer": transformer}})
+        config.dit.conditioning = ("adaln_zero", "cross_attention")
+    else:
+        num_classes = 1 + len(CLASSES)  # 0: white
+        config.data.map_field = "map"
+        config.conditions = ConfigDict({"spatial": {"kind": "semantic", "num_classes": num_classes, "dropout": 0.1}})
     # A small network learns to predict pixels sooner than the noise on them, which fills all of a patch's dimensions.
     config.diffusion = ConfigDict({"schedule": "cosine", "prediction": "x_0", "variance": "fixed_small"})
     config.optimizer = ConfigDict(
