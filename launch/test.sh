@@ -15,4 +15,4 @@ if ! { ./launch/lpips_weights.sh && install lpips==0.1.4 &&
   if [[ -n ${DIT_JAX_REQUIRE_ALL_TESTS:-} ]]; then exit 1; fi
   echo "warning: without these weights or these packages, the tests that compare with them are skipped" >&2
 fi
-exec python -m pytest -n 2 --dist loadfile "${@:-tests}"
+exec python -m pytest -n 2 --dist worksteal "${@:-tests}"
