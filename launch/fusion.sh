@@ -20,6 +20,7 @@ teramacs=${2:-3}
 num_samples=${3:-2000}
 # shellcheck source=launch/environment.sh
 source launch/environment.sh ""
+./launch/fashion_mnist.sh
 
 report=(dit-jax report --output="$workdir/report.html" --charts="$workdir/charts")
 for name in adaln_zero cross_attention in_context mixed long_skips unet; do

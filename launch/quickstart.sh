@@ -60,36 +60,9 @@ step() {
   }
 }
 
-# Debian and Ubuntu have the data set as a package. Without it `dit-jax` looks elsewhere, so nothing here is an error.
-fetch_data() {
-  local folder
-  local prepared=${TFDS_DATA_DIR:-$HOME/tensorflow_datasets}/fashion_mnist
-  local package=dataset-fashion-mnist
-  local apt=(env DEBIAN_FRONTEND=noninteractive timeout 120 apt-get -qq -y --no-install-recommends
-    -o Acquire::Retries=1 -o Acquire::http::Timeout=20)
-  for folder in /usr/share/datasets/fashion-mnist "$prepared"; do
-    if [[ -d $folder ]]; then
-      echo "found in $folder"
-      return
-    fi
-  done
-  command -v apt-get >/dev/null || return 0
-  if ((EUID != 0)); then
-    sudo -n true 2>/dev/null || return 0
-    apt=(sudo -n "${apt[@]}")
-  fi
-  echo "installing the Debian package $package (30 MB)"
-  # The time limit is for the download: once that is there, installing takes a second and is not cut short.
-  {
-    "${apt[@]}" install --download-only "$package" ||
-      { "${apt[@]}" update && "${apt[@]}" install --download-only "$package"; }
-  } </dev/null >/dev/null 2>&1 && "${apt[@]}" install "$package" </dev/null >/dev/null ||
-    echo "it could not be installed; the program looks for the data elsewhere"
-}
-
 # shellcheck source=launch/environment.sh
 step "environment" source launch/environment.sh ""
-step "data" fetch_data
+step "data" ./launch/fashion_mnist.sh
 step "train the autoencoder" dit-jax train "${autoencoder_config[@]}" --workdir="$workdir/autoencoder"
 step "encode the images" dit-jax encode "${autoencoder_config[@]}" \
   --autoencoder="$workdir/autoencoder" --output="$workdir/latents"
