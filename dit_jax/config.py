@@ -294,7 +294,7 @@ class SamplingConfig:
     spacing: Literal["even", "ddim", "trailing"] | None = None
     timesteps: tuple[int, ...] | None = None  # ascending, instead of num_steps and spacing
     cfg_scale: float = 1.5  # classifier-free guidance; 1.0 is none
-    # Of conditions with a weight of their own, such as (("text", 3.0),); cfg_scale is for all others together.
+    # Of conditions with a weight of their own, such as {"text": 3.0}; cfg_scale is for all others together.
     cfg_scales: tuple[tuple[str, float], ...] = ()
     cfg_channels: int | None = 3  # guide the first channels only, as the released DiT does; None: all
     cfg_interval: tuple[float, float] | None = None  # guide at these sigma / alpha only (arXiv:2404.07724); None: all
@@ -500,6 +500,12 @@ def config_from_dict(values: Mapping[str, Any]) -> Config:
     config = _convert(Config, values, "config")
     check_config(config)
     return config
+
+
+def override_section(section: Any, overrides: Mapping[str, Any], path: str) -> Any:
+    """Returns a section with overrides by key, each as its type; ValueError where one is of another, or unknown."""
+    values = {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}
+    return _convert_section(type(section), values | dict(overrides), path)
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
@@ -846,11 +852,6 @@ def _check_spatial(config: Config) -> None:
     )
     latents = config.latents
     _require(
-        latents is None or latents.encode_with is not None,
-        "config.conditions.spatial is made of images, which a latent cache does not hold; set "
-        "config.latents.encode_with=WORKDIR of the autoencoder, without config.latents.path",
-    )
-    _require(
         latents is None or latents.shape[0] == latents.shape[1] and size % latents.shape[0] == 0,
         f"config.latents.shape={latents and latents.shape} must be square, with sides that divide "
         f"config.data.image_size={size}, for config.conditions.spatial",
@@ -897,13 +898,11 @@ def check_sampling(sampling: SamplingConfig, config: Config) -> None:
         "those before; use ancestral or ddim",
     )
     _require(0 <= sampling.eta <= 1, f"sampling eta={sampling.eta} must be from 0 (deterministic) to 1 (ancestral)")
-    own_scales = dict(sampling.cfg_scales)
-    guidable = [name for name, rate in dropout.items() if rate > 0 and name not in own_scales]
+    own_scales, rates = dict(sampling.cfg_scales), ", ".join(f"{name} {rate}" for name, rate in dropout.items())
     _require(
-        sampling.cfg_scale >= 0 and (sampling.cfg_scale == 1 or bool(guidable)),
-        f"sampling cfg_scale={sampling.cfg_scale} must be >= 0, and 1 for a model with "
-        f"label_dropout={config.denoiser.label_dropout}, class_conditional={config.denoiser.class_conditional}: "
-        "guidance needs a model that was trained with labels and without",
+        sampling.cfg_scale >= 0 and (sampling.cfg_scale == 1 or any(rate > 0 for rate in dropout.values())),
+        f"sampling cfg_scale={sampling.cfg_scale} must be >= 0, and 1 for a model none of whose conditions has dropout "
+        f"({rates or 'it has none'}): guidance needs a model that was trained with a condition and without",
     )
     for name, scale in sampling.cfg_scales:
         _require(
@@ -934,6 +933,11 @@ def check_sampling(sampling: SamplingConfig, config: Config) -> None:
         percentile is None or (limit is not None and 0 < percentile <= 100),
         f"sampling x_0_percentile={percentile} must be from 0 to 100, with x_0_limit set, or None to clip",
     )
+
+
+def check_seed(seed: int) -> None:
+    """Raises ValueError where a seed of samples is none."""
+    _require(0 <= seed <= MAX_COUNT, f"seed={seed} must be from 0 to {MAX_COUNT}")
 
 
 def round_to_multiple(value: int, multiple: int) -> int:
@@ -1124,6 +1128,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             raise ValueError(f"{path}={_shown(value)} must be one of {choices}{_suggestion(value, choices)}")
         return value
     if origin in (tuple, list):
+        if isinstance(value, Mapping) and typing.get_origin(typing.get_args(hint)[0]) is tuple:  # of names and values
+            value = tuple(value.items())
         if not isinstance(value, (list, tuple)):
             raise ValueError(f"{path}={_shown(value)} must be a sequence, such as (1, 2, 4)")
         hints = typing.get_args(hint)

@@ -283,7 +283,7 @@ CONTRADICTIONS = {
         ({"sampling__batch_size": 0}, "batch_size=0 must be positive"),
         ({"sampling__eta": 1.1}, "eta=1.1 must be from 0 (deterministic) to 1"),
         ({"sampling__cfg_scale": -0.5}, "config.sampling.cfg_scale=-0.5 must not be negative"),
-        ({"dit__label_dropout": 0.0}, "cfg_scale=1.5 must be >= 0, and 1 for a model with label_dropout=0.0"),
+        ({"dit__label_dropout": 0.0}, "and 1 for a model none of whose conditions has dropout (label 0.0)"),
         ({"sampling__cfg_channels": 4}, "cfg_channels=4 must be from 1 to the input's 3 channels, or None"),
         ({"sampling__cfg_channels": 0}, "cfg_channels=0 must be positive"),
     ],

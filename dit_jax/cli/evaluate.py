@@ -23,6 +23,7 @@ from dit_jax.config import (
     EvaluationConfig,
     TextConfig,
     check_config,
+    check_seed,
     override_config,
 )
 
@@ -314,6 +315,7 @@ def sample_settings(args: argparse.Namespace, config: Config, point: dict):
     from dit_jax.evaluation.evaluated import SampleSettings
     from dit_jax.evaluation.generate import LABEL_PROTOCOLS, override_sampling
 
+    check_seed(args.seed)
     if args.labels not in LABEL_PROTOCOLS:
         raise ValueError(f"--labels={args.labels} must be one of {', '.join(LABEL_PROTOCOLS)}")
     flags = {name: point.get(name, getattr(args, name)) for name in ("sampler", "cfg_scale", "eta", "batch_size")}

@@ -6,11 +6,13 @@ all are there, it draws nothing. `samples.json` has what they were drawn with.
 
 import argparse
 import dataclasses
+import math
+import os
 import pathlib
 import re
 import typing
 
-from dit_jax.config import ComputeConfig, Config, override_config
+from dit_jax.config import ComputeConfig, Config, check_seed, override_config
 
 if typing.TYPE_CHECKING:
     from dit_jax.data.tokenizer import Tokenizer
@@ -18,6 +20,7 @@ if typing.TYPE_CHECKING:
 
 HELP = "draws images from a trained diffusion model"
 NUM_PICTURES = 100  # images in the grid
+WHITE = 128  # of a mask, from which grey level on a pixel is painted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,11 +70,17 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--num_samples={args.num_samples} must be positive")
     if args.interpolate is not None and args.interpolate < 2:
         raise ValueError(f"--interpolate={args.interpolate} must be 2 or more: both ends are among the images")
+    if args.interpolate is not None and args.num_samples == 1:
+        raise ValueError("--num_samples=1 must be 2 or more with --interpolate: it goes from one to the next")
+    if not math.isfinite(args.classifier_scale):
+        raise ValueError(f"--classifier_scale={args.classifier_scale} must be a finite number")
+    check_seed(args.seed)
     if args.num_frames < 0:
         raise ValueError(f"--num_frames={args.num_frames} must not be negative")
     parse_steps(args.steps)
     from dit_jax.checkpoint import find_checkpoint
-    from dit_jax.evaluation.generate import check_classifier
+    from dit_jax.evaluation.generate import check_classifier, require_codec
+    from dit_jax.evaluation.loaded import AUTOENCODER_DIR, load
 
     _, config = find_checkpoint(args.workdir)
     if config.stage != "diffusion":
@@ -82,6 +91,8 @@ def run(args: argparse.Namespace) -> None:
     classes = parse_labels(args.labels, config.data.num_classes)
     given = given_images(args, config)
     given.check(config, read_tokenizer(args.workdir, config))
+    if given.known(config, 1) is not None:
+        require_codec(config, (pathlib.Path(args.workdir) / AUTOENCODER_DIR).is_dir())
     if args.classifier is not None:
         check_classifier(config, find_checkpoint(args.classifier)[1])
     num_samples = args.num_samples or (max(16, len(given.prompts)) if given.prompts else 100)
@@ -95,7 +106,6 @@ def run(args: argparse.Namespace) -> None:
 
     from dit_jax.evaluation.drawing import SAMPLES_NAME, Drawing, is_drawn, write_picture, write_record, write_samples
     from dit_jax.evaluation.generate import interpolation, override_sampling
-    from dit_jax.evaluation.loaded import load
     from dit_jax.evaluation.parts import Parts, unfinished
     from dit_jax.evaluation.pictures import MAX_STRIPS, denoising_strips, sample_grid
     from dit_jax.parallel.compilation_cache import use_compilation_cache
@@ -154,10 +164,16 @@ def given_images(args: argparse.Namespace, config: Config) -> "Given":
         if mask.shape[:2] != image.shape[:2]:
             sizes = [f"{x.shape[1]} x {x.shape[0]}" for x in (mask, image)]
             raise ValueError(f"--mask={args.mask} is {sizes[0]}, but the image is {sizes[1]}: they must be of one size")
+    for mask in masks:
+        if 0 < mask.max() < WHITE:
+            raise ValueError(
+                f"--mask={args.mask} has nothing to paint: white is, from level {WHITE}, but its brightest pixel is of "
+                f"level {mask.max()}"
+            )
     images = [to_channels(image, config.data.channels) for image in images]
     # What is enlarged is not scaled before: that is the model's work.
     images = images if enlarges else [center_crop(image, size) for image in images]
-    masks = [semantic_map((to_channels(mask, 1)[..., 0] >= 128).astype(np.uint8), size, 2, False) for mask in masks]
+    masks = [semantic_map((to_channels(mask, 1)[..., 0] >= WHITE).astype(np.uint8), size, 2, False) for mask in masks]
     classes = [semantic_map(each, size, 256, False) for each in read("map", read_classes)]
     if len({image.shape for image in images}) > 1:
         raise ValueError(f"--image={args.image} must be images of one size")
@@ -194,9 +210,12 @@ def read_tokenizer(workdir: str, config: Config) -> "Tokenizer | None":
 
 def read_layouts(text: str | None) -> list[str] | None:
     """Returns the layouts of --layout: one given as text, or those of a file's lines."""
-    if text is None or not pathlib.Path(text[:200]).is_file():
+    if text is None or not os.path.isfile(text):  # False of a text too long for a name
         return text if text is None else [text]
-    lines = [line for line in pathlib.Path(text).read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        lines = [line for line in pathlib.Path(text).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--layout={text} must be a text file in UTF-8: {error}") from error
     if not lines:
         raise ValueError(f"--layout={text} must have a layout a line, but has none")
     return lines

@@ -14,8 +14,10 @@ def guidance_scales(process: Process, cfg_scale: float, cfg_interval: tuple[floa
     """Returns the guidance scale [T] of each timestep: `cfg_scale` at the noise levels of the interval, elsewhere 1.
 
     A noise level is sigma / alpha = sqrt(1 / alpha_bar - 1); the interval excludes its lower end (Kynkaanniemi et al.,
-    arXiv:2404.07724). `process` is the training process.
+    arXiv:2404.07724). A scale of 0, no condition at all, is one at every level. `process` is the training process.
     """
+    if cfg_scale == 0:
+        return np.zeros(process.num_steps)
     low, high = cfg_interval or (0.0, np.inf)
     levels = process.snr**-0.5
     return np.where((low < levels) & (levels <= high), cfg_scale, 1.0)
@@ -28,7 +30,7 @@ def guided(
 
     The variance is the conditional branch's. Guidance acts on the first `cfg_channels` channels (the released DiT
     guides 3 of its 4), None for all; the others keep the conditional mean. Scales of 1 return `model_fn` itself, and
-    scales of 0 on all channels the unconditional model, its variance too.
+    scales of 0 the unconditional model, with all its channels and its variance.
 
     Guided again for another condition, a guided model_fn has a weight for each: weight 0 is then exactly the
     prediction without that condition, whatever the weights of others, and weights of 1 exactly the conditional one.
@@ -38,7 +40,7 @@ def guided(
     """
     if np.all(scales == 1.0):
         return model_fn
-    if np.all(scales == 0.0) and cfg_channels is None:
+    if np.all(scales == 0.0):
         return lambda x_t, t, conditions: model_fn(x_t, t, null(conditions))
 
     def guided_fn(x_t: Array, t: Array, conditions: Conditions) -> Array:

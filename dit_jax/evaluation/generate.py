@@ -5,10 +5,9 @@ Image i depends on (seed, i) and its conditions alone: its key is fold_in(seed, 
 same on any number of devices of a kind, unless these share an image or hold parts of the weights.
 """
 
-import dataclasses
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -18,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from tqdm import tqdm
 
-from dit_jax.config import Config, SamplingConfig, check_sampling
+from dit_jax.config import Config, SamplingConfig, check_sampling, override_section
 from dit_jax.diffusion.classifier_guidance import class_gradient, led
 from dit_jax.diffusion.guidance import between, guidance_scales, guided
 from dit_jax.diffusion.parameterization import Prediction, predict
@@ -27,7 +26,7 @@ from dit_jax.diffusion.samplers import make_sampler
 from dit_jax.diffusion.samplers.scan import Known, image_noise, sample, slerp
 from dit_jax.metrics.picture import to_uint8
 from dit_jax.models.autoencoder import Codec
-from dit_jax.models.build import build_denoiser
+from dit_jax.models.build import abstract_conditions, build_denoiser
 from dit_jax.models.conditioners import as_conditions, null_conditions
 from dit_jax.models.dit import DiTClassifier
 from dit_jax.models.spatial import hole_on_grid
@@ -66,6 +65,11 @@ def interpolation(inputs: Any, num_images: int) -> tuple[Any, Path]:
     inputs: (conditions, known images) of the K ends; of the images between two ends the known ones are the first's.
     """
     num_ends = len(jax.tree.leaves(inputs)[0])
+    if num_ends < 2 or num_images < 2:
+        raise ValueError(
+            f"interpolation needs two or more to go between, and two or more images from each to the next, its ends "
+            f"included; got {num_ends} and {num_images}"
+        )
     starts = np.repeat(np.arange(num_ends - 1), num_images)
     own, towards = (jax.tree.map(lambda leaf, rows=rows: leaf[rows], inputs) for rows in (starts, starts + 1))
     weight = np.tile(np.linspace(0.0, 1.0, num_images, dtype=np.float32), num_ends - 1)
@@ -138,6 +142,13 @@ def check_conditions(
       ValueError: where one that it reads is missing, none says how many images, or they do not agree.
     """
     given = as_conditions(conditions)
+    for name, parts in abstract_conditions(config).items():
+        if isinstance(parts, Mapping) and name in given:
+            there = set(given[name]) if isinstance(given[name], Mapping) else set()
+            if not there >= set(parts):
+                raise ValueError(
+                    f"raw conditions of {name!r} must be a dict of {sorted(parts)}, not of {sorted(there)}"
+                )
     if "label" in given:
         given["label"] = check_labels(given["label"], config.data.num_classes)
     read = {**config.condition_dropout, **({} if classifier is None else {"label": None})}
@@ -191,9 +202,9 @@ def check_known(config: Config, sampling: SamplingConfig, known: KnownImages | N
         )
 
 
-def require_codec(config: Config, codec: Codec | None) -> None:
+def require_codec(config: Config, has_codec: bool) -> None:
     """Raises ValueError where images cannot be encoded: the model is of latents, and its autoencoder is not there."""
-    if config.latents is not None and codec is None:
+    if config.latents is not None and not has_codec:
         raise ValueError("the model has no autoencoder to encode images with; convert it with --autoencoder")
 
 
@@ -240,7 +251,7 @@ def make_draw(config: Config, sampling: SamplingConfig, mesh: Mesh, num_frames: 
             return images if known is None or known.hole is None else jnp.where(known.hole, images, known.image)
 
         def encode(images: Array) -> Array:
-            require_codec(config, codec)
+            require_codec(config, codec is not None)
             images = images.astype(jnp.float32) / 127.5 - 1.0
             return images if codec is None else in_chunks(codec.encode, images, num_chunks)
 
@@ -304,7 +315,8 @@ def guide(config: Config, sampling: SamplingConfig, model_fn: ModelFn) -> ModelF
     process, dropout = make_process(config.diffusion), config.condition_dropout
     own = dict(sampling.cfg_scales)
     others = tuple(name for name, rate in dropout.items() if rate > 0 and name not in own)
-    for names, scale in [((name,), scale) for name, scale in own.items()] + [(others, sampling.cfg_scale)]:
+    weights = [((name,), scale) for name, scale in own.items()] + ([(others, sampling.cfg_scale)] if others else [])
+    for names, scale in weights:
         null = functools.partial(null_conditions, names=names, num_classes=config.data.num_classes)
         model_fn = guided(model_fn, null, guidance_scales(process, scale, sampling.cfg_interval), sampling.cfg_channels)
     return model_fn
@@ -350,11 +362,11 @@ def evaluation_labels(protocol: str, num_images: int, num_classes: int, seed: in
 def override_sampling(
     sampling: SamplingConfig, num_steps: int | str | Sequence[int] | None = None, **overrides
 ) -> SamplingConfig:
-    """Returns the settings with every override that is not None.
+    """Returns the settings with overrides, each checked to be of its field's type.
 
-    num_steps: a count, "ddimN" (N multiples of a whole stride) or the timesteps themselves, ascending.
+    num_steps: a count, "ddimN" (N multiples of a whole stride) or the timesteps themselves, ascending; None: as it was.
     """
-    overrides = {name: value for name, value in overrides.items() if value is not None}
+    overrides = {name: value.item() if isinstance(value, np.generic) else value for name, value in overrides.items()}
     if isinstance(num_steps, str) and re.fullmatch(r"(ddim)?\d+", num_steps):
         spacing = {"spacing": "ddim"} if num_steps.startswith("ddim") else {}
         overrides |= {"num_steps": int(num_steps.removeprefix("ddim")), "timesteps": None} | spacing
@@ -364,7 +376,4 @@ def override_sampling(
         raise ValueError(f"{num_steps=} must be a count, ddimN, or timesteps in ascending order")
     elif num_steps is not None:
         overrides |= {"timesteps": tuple(int(t) for t in num_steps)}
-    unknown = set(overrides) - {field.name for field in dataclasses.fields(SamplingConfig)}
-    if unknown:
-        raise ValueError(f"{', '.join(sorted(unknown))}: no such sampling setting; see SamplingConfig")
-    return dataclasses.replace(sampling, **overrides)
+    return override_section(sampling, overrides, "sampling")

@@ -36,16 +36,26 @@ class Given:
         for name in ("layout", "prompts"):
             if isinstance(getattr(self, name), str):
                 object.__setattr__(self, name, [getattr(self, name)])
+            texts = getattr(self, name)
+            if texts is not None and not (len(texts) and all(isinstance(text, str) for text in texts)):
+                raise ValueError(f"{name} must be a text, or several; got {str(texts)[:200]}")
         for name, num_axes in (("image", 4), ("mask", 3), ("classes", 3)):
             value = getattr(self, name)
             if value is not None:
                 value = np.asarray(value, bool if name == "mask" else None)
+                if name == "mask" and value.ndim > 2 and value.shape[-1] == 1:
+                    value = value[..., 0]
                 value = value if value.ndim == num_axes else value[None]
                 if value.ndim != num_axes or not len(value):
                     raise ValueError(
                         f"{name} must have {num_axes - 1} axes, or {num_axes} for several; got {value.shape}"
                     )
                 object.__setattr__(self, name, value)
+
+    @property
+    def num_given(self) -> int:
+        """How many images there are to draw, where nothing else says it: the most that are given of a kind."""
+        return max((len(value) for value in vars(self).values() if value is not None), default=1)
 
     @property
     def _is_given(self) -> dict[str, bool]:
@@ -103,8 +113,6 @@ class Given:
                 if tokenizer is None
                 else "the model draws for captions; give a prompt"
             )
-        if self.prompts is not None and not len(self.prompts):
-            raise ValueError("prompts must be at least one, but are none")
         for prompt in self.prompts or ():
             if cut := tokenizer.cut(prompt):
                 raise ValueError(
@@ -135,7 +143,7 @@ class Given:
         elif config.spatial.kind == "semantic":
             spatial = of_map(config, jnp.asarray(self.classes, jnp.int32))
         else:
-            require_codec(config, codec)
+            require_codec(config, codec is not None)
             image, mask = (self._in_turn(x, max(len(self.image), len(self.mask))) for x in (self.image, self.mask))
             spatial = of_masked(config, _to_float(image), jnp.asarray(mask[..., None], jnp.float32), codec)
         return {"spatial": self._in_turn(np.asarray(spatial), num_images)}

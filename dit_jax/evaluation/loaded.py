@@ -91,7 +91,7 @@ class LoadedModel:
 
         Args:
           labels: [N], or a dict of raw conditions [N, ...] (`models.conditioners`); None for a model that reads none.
-          num_images: N where there are no labels; None: 1, or one a prompt.
+          num_images: N where there are no labels; None: one a prompt, layout or image, or 1.
           num_steps: a count, "ddimN" or the timesteps themselves, ascending.
           cfg_scale: of classifier-free guidance; seed: of the noise; progress: show a bar.
           image, mask, classes, layout, prompts: see `given.Given`; one, or several in turn.
@@ -103,7 +103,9 @@ class LoadedModel:
           sampling: further fields of `SamplingConfig`, such as `sampler`, `eta` or `strength`.
         """
         self._check_stage("diffusion", "sample")
-        settings = override_sampling(self.config.sampling, num_steps, cfg_scale=cfg_scale, **sampling)
+        if cfg_scale is not None:
+            sampling["cfg_scale"] = cfg_scale
+        settings = override_sampling(self.config.sampling, num_steps, **sampling)
         conditions, known = self.inputs(labels, Given(image, mask, classes, layout, prompts), settings, num_images)
         classifier = None if classifier is None else classifier.as_guide(self.config, classifier_scale)
         path = None
@@ -115,6 +117,8 @@ class LoadedModel:
     def as_guide(self, config: Config, scale: float) -> ClassifierGuide:
         """Returns this classifier as what leads the sampler of a denoiser's config."""
         check_classifier(config, self.config)
+        if not np.isfinite(scale):
+            raise ValueError(f"classifier_scale={scale} must be a finite number")
         return ClassifierGuide(self.params, build_classifier(self.config), float(scale))
 
     def inputs(
@@ -131,11 +135,11 @@ class LoadedModel:
         )
         captions = None if "text" in conditions else self.captions
         given.check(dataclasses.replace(config, sampling=sampling), captions and captions.tokenizer, conditions)
-        num_images = num_images or (len(jax.tree.leaves(conditions)[0]) if conditions else len(given.prompts or [0]))
+        num_images = num_images or (len(jax.tree.leaves(conditions)[0]) if conditions else given.num_given)
         if "label" not in config.condition_dropout:
             # Not read, unless a classifier leads to it: it says how many images.
             conditions.setdefault("label", np.full(num_images, config.data.num_classes, np.int32))
-        conditions |= given.conditions(config, self.codec, num_images, captions)
+        conditions = given.conditions(config, self.codec, num_images, captions) | conditions  # the raw ones stay
         return conditions, given.known(config, num_images)
 
     def draw(

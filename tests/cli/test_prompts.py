@@ -66,8 +66,35 @@ def test_file_of_prompts_draws_them_in_turn(workdir, tmp_path):
 def test_weight_0_of_the_text_draws_without_it(workdir):
     model = load(workdir)
     unconditional = model.sample(prompts=["", ""], cfg_scale=1.0)
-    without = model.sample(prompts=list(WORDS[:2]), cfg_scale=1.0, cfg_scales=(("text", 0.0),))
-    np.testing.assert_array_equal(without, unconditional)
+    prompts = list(WORDS[:2])
+    for cfg_scales in ({"text": 0.0}, [("text", 0.0)]):
+        for others in (1.0, 3.0, None):  # there are no others
+            without = model.sample(prompts=prompts, cfg_scale=others, cfg_scales=cfg_scales)
+            np.testing.assert_array_equal(without, unconditional)
+    for settings in ({"cfg_channels": None}, {"sampler": "ancestral", "cfg_interval": (0.5, 2.0)}):
+        without = model.sample(prompts=prompts, cfg_scales={"text": 0.0}, **settings)
+        unconditional = model.sample(prompts=["", ""], cfg_scale=1.0, **settings)
+        np.testing.assert_array_equal(without, unconditional)
+
+
+def test_weight_of_the_text_can_be_given_on_the_command_line(workdir, tmp_path):
+    prompt = f"--prompt={WORDS[0]}"
+    own = draw(workdir, tmp_path / "own", prompt, "--num_samples=2", "--config.sampling.cfg_scales={'text': 3.0}")
+    np.testing.assert_array_equal(own, draw(workdir, tmp_path / "all", prompt, "--num_samples=2", "--cfg_scale=3"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sampler": "foo"}, "sampling.sampler='foo' must be one of"),
+        ({"cfg_scales": {"txt": 1.0}}, "the model has no condition 'txt'"),
+        ({"cfg_scales": {"text": "much"}}, "sampling.cfg_scales"),
+        ({"stepz": 3}, "sampling.stepz is not a config key; did you mean"),
+    ],
+)
+def test_wrong_setting_from_python_is_named(workdir, settings, message):
+    with pytest.raises(ValueError, match=message):
+        load(workdir).sample(prompts=WORDS[0], **settings)
 
 
 def test_bad_prompts_are_one_line_errors(workdir, tmp_path, capsys):

@@ -14,6 +14,7 @@ from dit_jax.cli.main import main
 from dit_jax.config import config_from_dict, config_to_dict
 from dit_jax.diffusion.process import add_noise, make_process, respace
 from dit_jax.diffusion.samplers.scan import image_noise
+from dit_jax.evaluation.given import Given
 from dit_jax.evaluation.loaded import load
 from dit_jax.metrics.picture import to_uint8
 from dit_jax.models.build import init_params
@@ -26,6 +27,7 @@ SPATIAL = {
     "inpainting": {"kind": "inpainting"},
     "semantic": {"kind": "semantic", "num_classes": 4},
     "layout": None,
+    "latent": None,  # without its autoencoder
 }
 LAYOUT = {"classes": ("cat", "dog"), "max_objects": 2, "transformer": {"width": 16, "depth": 1}}
 CAT, DOG = "cat 0 0 0.5 1", "dog 0.5 0.5 1 1"
@@ -39,6 +41,7 @@ def root(tmp_path_factory):
         values = config_to_dict(dit_config(root / "none"))
         values["conditions"] = {"spatial": spatial, "layout": LAYOUT if name == "layout" else None}
         values["diffusion"]["prediction"] = "x_0"  # of which random weights draw no black and white alone
+        values["latents"] = {"shape": (8, 8, 1), "scale": 1.0} if name == "latent" else None
         values["data"]["map_field"] = "map" if name == "semantic" else None
         config = config_from_dict(values)
         params = init_params(config, jax.random.key(0))
@@ -52,6 +55,8 @@ def root(tmp_path_factory):
     Image.fromarray(rng.integers(0, 256, (4, 4), np.uint8)).save(root / "small.png")
     Image.fromarray(255 * (np.indices((8, 8)).sum(axis=0) > 8).astype(np.uint8)).save(root / "mask.png")
     Image.fromarray(rng.integers(0, 4, (8, 8), np.uint8)).save(root / "map.png")
+    Image.fromarray(np.eye(8, dtype=np.uint8)).save(root / "faint.png")  # levels 0 and 1, not 0 and 255
+    (root / "latin.txt").write_bytes("cät 0 0 1 1".encode("latin-1"))
     return root
 
 
@@ -157,6 +162,11 @@ def test_interpolation_ends_in_the_images_of_both_conditions(root, name, tmp_pat
     ("name", "flags", "message"),
     [
         ("plain", ["--interpolate=1"], "--interpolate=1 must be 2 or more"),
+        ("plain", ["--interpolate=3", "--num_samples=1"], "--num_samples=1 must be 2 or more with --interpolate"),
+        ("plain", ["--seed=99999999999"], "seed=99999999999 must be from 0 to"),
+        ("plain", ["--classifier_scale=nan"], "--classifier_scale=nan must be a finite number"),
+        ("plain", ["--image={root}/image.png", "--mask={root}/faint.png"], "nothing to paint: white is"),
+        ("latent", ["--image={root}/image.png", "--mask={root}/mask.png"], "no autoencoder to encode images with"),
         ("plain", ["--mask={root}/mask.png"], "a mask needs the image to paint in; give both"),
         ("plain", ["--image={root}/image.png"], "needs sampling strength below 1, or a mask"),
         ("plain", ["--image={root}/image.png", "--mask={root}/small.png"], "is 4 x 4, but the image is 8 x 8"),
@@ -177,6 +187,8 @@ def test_interpolation_ends_in_the_images_of_both_conditions(root, name, tmp_pat
         ("plain", [f"--layout={CAT}"], "of no use to this model, which reads no boxes"),
         ("layout", [], "the model draws boxes of cat, dog; give a layout, such as"),
         ("layout", ["--layout=cat 0 0 1.5 1"], "must lie within the image"),
+        ("layout", ["--layout={root}/latin.txt"], "latin.txt must be a text file in UTF-8"),
+        ("layout", ["--layout=" + "ö" * 300], "must be a class and four numbers"),
         ("layout", ["--layout=cow 0 0 1 1"], "'cow' is no class of the model"),
         ("layout", [f"--layout={CAT};{CAT};{CAT}"], "3 boxes are more than the model's 2"),
         ("plain", ["--sampler=plms", "--config.sampling.num_resamplings=2"], "use ancestral or ddim"),
@@ -188,6 +200,29 @@ def test_what_does_not_fit_is_one_line_before_a_device_is_touched(root, name, fl
     error = fail(capsys, "sample", f"--workdir={root / name}", f"--output={root / 'bad'}", *flags)
     assert re.search(message, error), error
     assert not (root / "bad").exists()
+
+
+def test_what_does_not_fit_is_told_in_python(root):
+    model, ends = load(root / "layout"), {"labels": [0, 1], "layout": CAT}
+    for given, message in (
+        ({"layout": []}, "layout must be a text, or several"),
+        ({"layout": [("cat", 0, 0, 1, 1)]}, "layout must be a text, or several"),
+        (ends | {"interpolate": 1}, "needs two or more to go between"),
+        (ends | {"interpolate": 3, "labels": [0]}, "needs two or more to go between"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.sample(**{"labels": [0]} | given)
+    with pytest.raises(ValueError, match=r"raw conditions of 'layout' must be a dict of \['ids', 'mask'\]"):
+        model.draw({"label": np.array([0]), "layout": {"ids": np.zeros((1, 8), np.int32)}}, model.config.sampling, 0)
+
+
+def test_as_many_images_are_drawn_as_are_given(root):
+    model, image = load(root / "plain"), pixels(root, "image.png")[..., None]
+    config = dataclasses.replace(model.config, dit=dataclasses.replace(model.config.dit, class_conditional=False))
+    unconditional, hole = dataclasses.replace(model, config=config), pixels(root, "mask.png")[..., None] == 255
+    for images, holes in ((np.stack([image, 255 - image]), hole), (image, np.stack([hole, ~hole]))):
+        _, known = unconditional.inputs(None, Given(images, holes), config.sampling)
+        assert known.image.shape == known.hole.shape == (2, 8, 8, 1)
 
 
 def test_conditions_may_be_given_as_the_network_reads_them(root):

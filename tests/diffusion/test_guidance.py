@@ -50,8 +50,8 @@ def test_epsilon_goes_from_unconditional_by_scale_times_the_difference(cfg_scale
     guided_part = slice(0, cfg_channels or 4)
     difference = (CONDITIONAL - UNCONDITIONAL)[..., guided_part]
     expected[..., guided_part] = UNCONDITIONAL[..., guided_part] + cfg_scale * difference
-    if cfg_scale == 0 and cfg_channels is None:
-        expected = UNCONDITIONAL  # without the condition the variance is not the conditional one's either
+    if cfg_scale == 0:
+        expected = UNCONDITIONAL  # without the condition no channel is the conditional one's, nor the variance
     np.testing.assert_allclose(output, expected, atol=1e-5)
 
 
@@ -71,6 +71,10 @@ def test_interval_guides_the_noise_levels_within_it_and_no_other():
     expected = guided(model_fn, null, scales(2.5), None)(X, jnp.array([5, 600]), LABELS)
     np.testing.assert_allclose(output[0], model_fn(X, jnp.array([5, 600]), LABELS)[0], atol=1e-5)
     np.testing.assert_array_equal(output[1], expected[1])
+
+
+def test_scale_0_is_no_condition_at_any_level():
+    assert set(scales(0.0, (0.5, 2.0))) == {0.0}
 
 
 def test_network_without_learned_variance_is_guided_alike():
