@@ -52,6 +52,7 @@ def _run(args: argparse.Namespace, preemption: Preemption | None) -> None:
         raise ValueError(
             f"--replay_step={args.replay_step} must be a step of the run, from 1 to {config.training.num_train_steps}"
         )
+    from_images = reads_images(config)
     from dit_jax.parallel.compilation_cache import use_compilation_cache
     from dit_jax.parallel.distributed import is_first, start_processes, wait_for_all
 
@@ -69,7 +70,7 @@ def _run(args: argparse.Namespace, preemption: Preemption | None) -> None:
         raise ValueError(f"--workdir={workdir} must be on a disk that all hosts share; this one does not see it")
     check_starting_weights(config, workdir)
     config = with_text_encoder(config)
-    config = resolve_images(config) if reads_images(config) else resolve_latents(config)
+    config = resolve_images(config) if from_images else resolve_latents(config)
     from dit_jax.parallel.mesh import check_batch_size, make_mesh
 
     mesh = make_mesh(config.mesh)
@@ -190,8 +191,18 @@ def check_starting_weights(config: Config, workdir: pathlib.Path) -> None:
 
 
 def reads_images(config: Config) -> bool:
-    """Returns whether training reads images, rather than a latent cache."""
-    return config.latents is None or config.latents.encode_with is not None
+    """Returns whether training reads images, rather than a latent cache.
+
+    Raises:
+      ValueError: where it should do both. A converted config may say of neither where they are.
+    """
+    found = config.latents is None or config.latents.encode_with is not None
+    if config.spatial is not None and not found:
+        raise ValueError(
+            "config.conditions.spatial is made of images, which a latent cache does not hold; set "
+            "config.latents.encode_with=WORKDIR of the autoencoder, without config.latents.path"
+        )
+    return found
 
 
 def autoencoder_source(config: Config) -> pathlib.Path:

@@ -47,6 +47,11 @@ def released_config(shape: dict[str, Any]) -> Config:
     if shape["context_width"] is not None and (shape["label_rows"] is None or shape["label"] == "vector"):
         raise ValueError("the weights attend to a text, and do not tell which; give --config=FILE")
     channels, height, rows = shape["channels"], shape["height"], shape["label_rows"]
+    if shape["out_channels"] not in (channels, 2 * channels):
+        raise ValueError(
+            f"the weights read {channels} channels and predict {shape['out_channels']}: an image is read beside x_t, "
+            "and they do not tell which; give --config=FILE, with its config.conditions.spatial"
+        )
     factor = shape.get("factor", 1 if channels in (1, 3) else 8)
     guided = rows is not None and rows != NUM_CLASSES
     schedule = {"schedule": "scaled_linear", "beta_start": 0.0015, "beta_end": 0.0195} if factor > 1 else {}

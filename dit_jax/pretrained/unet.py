@@ -241,6 +241,9 @@ def diffusers_shape(values: Mapping[str, Any]) -> dict:
       ValueError: where it says what no U-Net here has.
     """
     values = {**values, "act_fn": {"swish": "silu"}.get(values.get("act_fn"), values.get("act_fn", "silu"))}
+    for name in ("layers_per_block", "transformer_layers_per_block", "only_cross_attention"):  # or of each level
+        if isinstance(values.get(name), list):
+            values[name] = _only(values[name])
     transforms = {"UNet2DModel": False, "UNet2DConditionModel": True}[values["_class_name"]]
     widths, types, heads = values["block_out_channels"], values["down_block_types"], values.get("attention_head_dim", 8)
     attention_levels = [level for level, block in enumerate(types) if "Attn" in block]
@@ -251,9 +254,19 @@ def diffusers_shape(values: Mapping[str, Any]) -> dict:
             raise ValueError(f"{name}={values[name]!r} must be {value!r}: a U-Net here has no other")
     if any(width % widths[0] for width in widths):
         raise ValueError(f"block_out_channels={widths} must be multiples of the first")
+    num_groups = values.get("norm_num_groups", 32)
+    attention_groups, scale_shift = values.get("attn_norm_num_groups"), values.get("resnet_time_scale_shift")
+    if not transforms and attention_groups != num_groups and (attention_groups or scale_shift == "scale_shift"):
+        raise ValueError(
+            f"attn_norm_num_groups={attention_groups} must be norm_num_groups={num_groups}: a U-Net here has one number"
+        )
     num_heads, head_channels = (heads, None) if transforms else (None, heads)
     if isinstance(num_heads, list):  # what a UNet2DConditionModel calls channels is the number of heads, of each level
-        num_heads, head_channels = None, _only(width // count for width, count in zip(widths, num_heads, strict=True))
+        attend = [(widths[level], num_heads[level]) for level in sorted({*attention_levels, len(widths) - 1})]
+        if len({count for _, count in attend}) == 1:
+            num_heads = attend[0][1]
+        else:
+            num_heads, head_channels = None, _only(width // count for width, count in attend)
     size = values.get("sample_size") or 64
     return {
         "base_channels": widths[0],
@@ -266,7 +279,7 @@ def diffusers_shape(values: Mapping[str, Any]) -> dict:
         "transformer_depth": values.get("transformer_layers_per_block", 1),
         "scale_shift_norm": values.get("resnet_time_scale_shift") == "scale_shift",
         "resblock_updown": by_blocks,
-        "num_groups": values.get("norm_num_groups", 32),
+        "num_groups": num_groups,
         "channels": values["in_channels"],
         "out_channels": values["out_channels"],
         "label_rows": values.get("num_class_embeds"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dit_jax.cli.train import reads_images
 from dit_jax.config import config_from_dict, config_to_dict
 from dit_jax.models.autoencoder import Codec
 from dit_jax.models.build import abstract_inputs, abstract_params, build_autoencoder, build_denoiser, init_params
@@ -123,6 +124,14 @@ def test_classes_become_channels(batch):
     assert set(np.unique(reduced_map)) == {0.0, 1.0} and (reduced_map.sum(axis=-1) == 1).all()
 
 
+def test_latents_of_images_to_read_may_be_anywhere_unless_they_are_trained_on():
+    values = config_to_dict(make_config("inpainting", latents=True))
+    values["latents"]["encode_with"] = None
+    config = config_from_dict(values)
+    with pytest.raises(ValueError, match="a latent cache does not hold; set config.latents.encode_with"):
+        reads_images(config)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -130,7 +139,6 @@ def test_classes_become_channels(batch):
         ({"conditions": {"spatial": {"kind": "low_resolution"}}}, "factor=None must be given where"),
         ({"conditions": {"spatial": {"kind": "inpainting", "factor": 4}}}, "factor=4 must be given where"),
         ({"conditions": {"spatial": {"kind": "semantic", "num_classes": 2}}}, "map_field=None must name the field"),
-        ({"latents": {"shape": (8, 8, 2)}}, "a latent cache does not hold; set config.latents.encode_with"),
         ({"sampling": {"cfg_scale": 2.0}, "dit": {"class_conditional": False}}, "guidance needs a model that"),
     ],
 )

@@ -50,7 +50,8 @@ DIFFUSERS = {
         SMALL
         | CROSS
         | {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D")}
-        | {"up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")},
+        | {"up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"), "attention_head_dim": (4, 4)}
+        | {"layers_per_block": (1, 1), "transformer_layers_per_block": (1, 1), "only_cross_attention": (False, False)},
     ),
     "text, labels, deep": (
         diffusers.UNet2DConditionModel,
@@ -353,6 +354,8 @@ def test_tensor_that_does_not_fit_is_named(adm, tmp_path, capsys, edit, message)
             "up_block_types=['UpBlock2D', 'UpBlock2D', 'UpBlock2D'] must be ['Attn",
         ),
         ({"_class_name": "UNet1DModel"}, "is not the config of a diffusers model of --kind=unet"),
+        ({"attn_norm_num_groups": 4}, "attn_norm_num_groups=4 must be norm_num_groups=8: a U-Net here has one number"),
+        ({"in_channels": 6}, "read 6 channels and predict 3: an image is read beside x_t"),
         ({"attention_head_dim": 24}, "must divide the 32 channels of level 1"),
     ],
 )
