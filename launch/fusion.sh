@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # How the condition should reach the network, in small (DiT paper, figure 5), beside the U-Net of LDM: trains on
 # Fashion-MNIST in pixels a DiT for each way, one with long skips (U-ViT) and a U-Net, all with the same multiply-adds,
-# measures samples of each, and writes a page with table, curves and grids. Takes half an hour on two CPU cores. Started
-# again, it goes on where it stopped.
+# measures samples of each, and writes a page with table, curves and grids, and grid.png: two rows of each, in the order
+# of their names below. Takes half an hour on two CPU cores. Started again, it goes on where it stopped.
 set -euo pipefail
 
 if [[ ${1:-} == -* || $# -gt 3 ]]; then
@@ -23,7 +23,8 @@ source launch/environment.sh ""
 ./launch/fashion_mnist.sh
 
 report=(dit-jax report --output="$workdir/report.html" --charts="$workdir/charts")
-for name in adaln_zero cross_attention in_context mixed long_skips unet; do
+names=(adaln_zero cross_attention in_context mixed long_skips unet)
+for name in "${names[@]}"; do
   config=configs/fashion_mnist_pixels.py:$name
   run=$workdir/$name
   macs=$(dit-jax info --config="$config" --json | python -c 'import json, sys; print(json.load(sys.stdin)["macs"])')
@@ -40,3 +41,17 @@ for name in adaln_zero cross_attention in_context mixed long_skips unet; do
   report+=(--workdir="$run")
 done
 "${report[@]}"
+python - "$workdir" "${names[@]}" <<'PYTHON'
+import pathlib
+import sys
+
+from PIL import Image
+
+workdir, *names = sys.argv[1:]
+pictures = [Image.open(max((pathlib.Path(workdir) / name / "samples").glob("*.png"))) for name in names]
+width, height = pictures[0].width, pictures[0].height * 2 // 5  # two rows of its five
+grid = Image.new("RGB", (width, height * len(names)))
+for i, picture in enumerate(pictures):
+    grid.paste(picture.crop((0, 0, width, height)), (0, i * height))
+grid.save(pathlib.Path(workdir) / "grid.png")
+PYTHON
