@@ -57,19 +57,21 @@ def line_chart(series: Mapping[str, Points], x_label: str = "step", logarithmic_
 def standalone(chart: str, title: str, colours: Sequence[str]) -> str:
     """Returns a chart of `line_chart` as an SVG file: its lines in these colours, with their names and a title."""
     names = html.unescape(chart.partition('aria-label="')[2].partition('"')[0]).split(", ")
-    height = HEIGHT + 24
+    beside = len(names) <= 3  # the title; more names have rows of their own below it
+    header = 24 if beside else 24 + 18 * math.ceil(len(names) / 3)
+    height = HEIGHT + header
     style = "svg { background: #fff; font: 11px sans-serif; } .rule { stroke: #dfe3e8; } text { fill: #66707f; } "
     style += "circle { display: none; } .line { fill: none; stroke-width: 2; } "
     style += "".join(f"polyline:nth-of-type({i}) {{ stroke: {c}; }} " for i, c in enumerate(colours, start=1))
     parts = [f'<text x="{LEFT}" y="16" font-weight="bold">{html.escape(title)}</text>']
     for i, (name, colour) in enumerate(zip(names, colours, strict=False)):
-        x = WIDTH - RIGHT - 90 * (len(names) - i)
-        parts.append(f'<rect x="{x}" y="11" width="14" height="3" fill="{colour}"/>')
-        parts.append(f'<text x="{x + 20}" y="16">{html.escape(name)}</text>')
+        x, y = (WIDTH - RIGHT - 90 * (len(names) - i), 16) if beside else (LEFT + 128 * (i % 3), 34 + 18 * (i // 3))
+        parts.append(f'<rect x="{x}" y="{y - 5}" width="14" height="3" fill="{colour}"/>')
+        parts.append(f'<text x="{x + 20}" y="{y}">{html.escape(name)}</text>')
     inner = chart.partition(">")[2].removesuffix("</svg>")
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}">'
-        f'<style>{style}</style>{"".join(parts)}<g transform="translate(0 24)">{inner}</g></svg>\n'
+        f'<style>{style}</style>{"".join(parts)}<g transform="translate(0 {header})">{inner}</g></svg>\n'
     )
 
 

@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 
 from dit_jax.cli import report as cli
-from dit_jax.evaluation.chart import _ticks, line_chart
+from dit_jax.evaluation.chart import _ticks, line_chart, standalone
 from dit_jax.evaluation.report import write_report
 from dit_jax.metrics import history
 
@@ -137,3 +137,14 @@ def test_charts_of_several_runs_are_svg_files_with_their_names(tmp_path):
     texts = [element.text for element in root.iter() if element.tag.endswith("text")]
     assert {"PSNR (dB)", "a", "b"} <= set(texts)
     assert sum(element.tag.endswith("polyline") for element in root.iter()) == 2
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 6])
+def test_names_of_a_charts_lines_stand_within_it_and_apart(count):
+    chart = line_chart({f"cross_attention_{i}": [(0, 1.0), (9, 2.0)] for i in range(count)})
+    svg = standalone(chart, "MSE", ["#000"] * count)
+    width, height = (int(re.search(rf'{side}="(\d+)"', svg)[1]) for side in ("width", "height"))
+    marks = [tuple(map(int, place)) for place in re.findall(r'<rect x="(-?\d+)" y="(\d+)"', svg)]
+    header = int(re.search(r"translate\(0 (\d+)\)", svg)[1])
+    assert len(set(marks)) == count and all(0 <= x < width - 80 and y < header for x, y in marks)
+    assert height - header == int(re.search(r'viewBox="0 0 \d+ (\d+)"', chart)[1])
