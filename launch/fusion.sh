@@ -2,7 +2,7 @@
 # How the condition should reach the network, in small (DiT paper, figure 5), beside the U-Net of LDM: trains on
 # Fashion-MNIST in pixels a DiT for each way, one with long skips (U-ViT) and a U-Net, all with the same multiply-adds,
 # measures samples of each, and writes a page with table, curves and grids, and grid.png: two rows of each, in the order
-# of their names below. Takes half an hour on two CPU cores. Started again, it goes on where it stopped.
+# of their names below. Takes three quarters of an hour on two CPU cores. Started again, it goes on where it stopped.
 set -euo pipefail
 
 if [[ ${1:-} == -* || $# -gt 3 ]]; then
