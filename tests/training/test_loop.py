@@ -111,7 +111,8 @@ def test_training_lowers_the_held_out_loss(folder, tmp_path):
     losses = []
     for num_steps in (2, 40):
         workdir = tmp_path / f"run_{num_steps}"
-        train(autoencoder_config(folder, num_train_steps=num_steps, eval_every_steps=num_steps), workdir)
+        at_the_end = dict.fromkeys(("eval_every_steps", "checkpoint_every_steps", "log_every_steps"), num_steps)
+        train(autoencoder_config(folder, num_train_steps=num_steps, **at_the_end), workdir)
         losses += [row["reconstruction"] for row in read_metrics(workdir) if row["split"] == "eval"]
     assert len(losses) == 2 and losses[1] < 0.7 * losses[0]
 
