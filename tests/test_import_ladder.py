@@ -7,7 +7,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 LADDER = (  # lowest first; folders and modules on one rung do not import each other
-    {"config", "json_file", "types"},
+    {"config", "files", "types"},
     {"nn"},
     {"models", "perceptual", "diffusion", "data", "parallel", "metrics", "pretrained", "checkpoint"},
     {"training", "evaluation", "planning"},

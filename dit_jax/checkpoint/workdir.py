@@ -13,7 +13,7 @@ import numpy as np
 from dit_jax.checkpoint.manifest import DamagedCheckpoint
 from dit_jax.checkpoint.store import CHECKPOINTS, SNAPSHOTS, Checkpoints
 from dit_jax.config import Config, config_from_dict, config_to_dict
-from dit_jax.json_file import read_json
+from dit_jax.files import read_json
 from dit_jax.types import Params
 
 CONFIG_FILE = "config.json"

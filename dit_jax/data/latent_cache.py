@@ -40,9 +40,8 @@ import msgpack
 import numpy as np
 
 from dit_jax.config import dataclass_from_json
-from dit_jax.data.file_lock import file_lock
 from dit_jax.data.sources import Source
-from dit_jax.json_file import read_json
+from dit_jax.files import file_lock, read_json
 
 FORMAT_VERSION = 2
 PLAN_NAME, MANIFEST_NAME, LOCKS_DIR = "encoding.json", "manifest.json", ".locks"

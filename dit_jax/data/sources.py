@@ -31,9 +31,8 @@ from PIL import Image
 
 from dit_jax.config import DataConfig
 from dit_jax.data.archives import check_archive
-from dit_jax.data.file_lock import file_lock
 from dit_jax.data.transforms import CROP
-from dit_jax.json_file import parse_json
+from dit_jax.files import file_lock, parse_json
 
 # TFDS name -> where Debian's package of the data set puts its raw files (Debian "dataset-fashion-mnist").
 DEBIAN_FOLDERS = {"fashion_mnist": "/usr/share/datasets/fashion-mnist"}

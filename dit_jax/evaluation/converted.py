@@ -31,7 +31,7 @@ from dit_jax.config import (
 )
 from dit_jax.evaluation import converted_unet
 from dit_jax.evaluation.loaded import AUTOENCODER_DIR, copy_weights
-from dit_jax.json_file import read_json
+from dit_jax.files import read_json
 from dit_jax.models.build import abstract_params, build_dit
 from dit_jax.nn.embeddings import sincos_2d
 from dit_jax.pretrained import autoencoder as autoencoder_names

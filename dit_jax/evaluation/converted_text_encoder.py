@@ -8,7 +8,7 @@ import shutil
 from dit_jax.data.tokenizer import TOKENIZER_NAME, Tokenizer
 from dit_jax.evaluation.converted import written_aside
 from dit_jax.evaluation.text_encoders import SHAPE_NAME, WEIGHTS_NAME, checked_shape
-from dit_jax.json_file import read_json
+from dit_jax.files import read_json
 from dit_jax.models.text_encoder import abstract_text_encoder
 from dit_jax.pretrained.files import read_tensors, write_tensors
 from dit_jax.pretrained.name_map import flatten, from_tensors

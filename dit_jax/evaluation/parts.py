@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from dit_jax.data.file_lock import file_lock
+from dit_jax.files import file_lock
 
 IDENTITY_NAME, LOCK_NAME = "identity.json", ".parts.lock"
 DIGEST_BYTES = hashlib.sha256().digest_size

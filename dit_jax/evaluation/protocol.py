@@ -18,7 +18,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from dit_jax.json_file import read_json
+from dit_jax.files import read_json
 
 PACKAGES = ("dit_jax", "jax", "jaxlib", "flax", "numpy", "scipy", "pillow")  # that a figure passes through
 UINT8_RULE = "127.5 x + 128, clipped to [0, 255], truncated"  # of `metrics.picture.to_uint8`

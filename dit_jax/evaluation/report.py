@@ -23,7 +23,7 @@ import PIL.Image
 from dit_jax.evaluation.chart import line_chart, standalone
 from dit_jax.evaluation.compared import EvaluatedRun, comparison_charts, comparison_table, main_figure, read_result
 from dit_jax.evaluation.protocol import figure_label, table
-from dit_jax.json_file import read_json
+from dit_jax.files import read_json
 from dit_jax.metrics import history
 
 PACKAGES = ("dit_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")

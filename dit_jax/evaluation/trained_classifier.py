@@ -18,9 +18,9 @@ from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from dit_jax.config import DataConfig
-from dit_jax.data.file_lock import file_lock
 from dit_jax.data.pipeline import byte_transform, eval_batches, train_batches
 from dit_jax.data.sources import open_source, source_identity
+from dit_jax.files import file_lock
 from dit_jax.metrics.classifier import Classifier
 from dit_jax.parallel.distributed import is_first
 from dit_jax.types import Array, Params

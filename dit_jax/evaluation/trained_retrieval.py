@@ -16,11 +16,11 @@ from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from dit_jax.config import DataConfig, TextConfig
-from dit_jax.data.file_lock import file_lock
 from dit_jax.data.pipeline import Example, Transform, byte_transform, load_examples, train_batches
 from dit_jax.data.sources import open_source, source_identity
 from dit_jax.evaluation.example_conditions import spread_positions
 from dit_jax.evaluation.text_encoders import CaptionEncoder, load_caption_encoder, load_text_encoder, text_digest
+from dit_jax.files import file_lock
 from dit_jax.metrics.retrieval import ImageTextModel, retrieval_figures
 from dit_jax.types import Array, Params
 

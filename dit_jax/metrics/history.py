@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from dit_jax.json_file import parse_json
+from dit_jax.files import parse_json
 
 SPLITS = ("train", "eval")
 NOT_METRICS = ("step", "split", "seconds")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dit_jax.data import latent_cache
-from dit_jax.data.file_lock import file_lock
+from dit_jax.files import file_lock
 
 TRAIN, EVAL = "train[:90%]", "test+extra/x"  # names that are no file names
 SIZES = {TRAIN: 23, EVAL: 5}

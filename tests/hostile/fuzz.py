@@ -24,7 +24,7 @@ from dit_jax.config import DataConfig, config_from_dict
 from dit_jax.data import archives, latent_cache
 from dit_jax.data.pipeline import image_transform
 from dit_jax.data.sources import open_source
-from dit_jax.json_file import read_json
+from dit_jax.files import read_json
 from dit_jax.metrics import adm_files, history
 from dit_jax.pretrained.files import read_pickled_arrays, read_tensors
 from tests.hostile import corpus

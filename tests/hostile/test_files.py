@@ -14,7 +14,7 @@ from dit_jax.data.latent_cache import read_manifest
 from dit_jax.data.pipeline import image_transform
 from dit_jax.data.sources import open_source
 from dit_jax.evaluation.loaded import copy_weights
-from dit_jax.json_file import MAX_BYTES, read_json
+from dit_jax.files import MAX_BYTES, read_json
 from tests.hostile import corpus
 from tests.hostile.fuzz import MANIFEST
 from tests.tiny import dit_config

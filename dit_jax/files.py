@@ -1,0 +1,152 @@
+"""Files that others may have written, may be writing or may read: bounded JSON, sums, whole writes and locks.
+
+A file is written beside its place and renamed, so that it is there as a whole or not at all, also after a power cut. A
+record that decides results holds a sum of its own content (`sealed`), so that a flipped bit in it is found.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import secrets
+from collections.abc import Callable, Iterator
+from typing import Any
+
+MAX_DEPTH = 64  # a config has five
+MAX_BYTES = 2**24  # parsed, JSON takes thirty times its size at the worst; the largest here, a cache's, has some 10 KB
+SUM_KEY = "sha256_of_this"  # of a sealed record
+
+
+def read_json(path: str | os.PathLike, remedy: str = "restore it") -> Any:
+    """Returns the value in a file.
+
+    Raises:
+      FileNotFoundError: where it is not there; ValueError: where it is too large, or not JSON.
+    """
+    path = pathlib.Path(path)
+    size = path.stat().st_size
+    if size > MAX_BYTES or not path.is_file():
+        raise ValueError(f"{path} must be a file of at most {MAX_BYTES:,} bytes, but has {size:,}; {remedy}")
+    try:
+        return parse_json(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); {remedy}") from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Returns the value of a text; raises ValueError where it is not JSON, or nested so deep that recursion ends."""
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [x for each in level if isinstance(each, (dict, list)) for x in _children(each)]
+        if not level:
+            return value
+    raise ValueError("it is nested too deep")
+
+
+def to_json(value: Any) -> str:
+    """Returns a value as the text of a file: indented, with a newline at its end."""
+    return json.dumps(value, indent=2) + "\n"
+
+
+def sealed(record: dict[str, Any]) -> dict[str, Any]:
+    """Returns a record of JSON values with a sum of its content, which `check_seal` compares."""
+    return record | {SUM_KEY: _sum(record)}
+
+
+def check_seal(record: Any) -> dict[str, Any]:
+    """Returns a sealed record without its sum; raises ValueError where it has none, or another than its content's."""
+    if not isinstance(record, dict) or SUM_KEY not in record:
+        raise ValueError("it has no sum of its content")
+    content = {key: value for key, value in record.items() if key != SUM_KEY}
+    if record[SUM_KEY] != _sum(content):
+        raise ValueError("its content is not what its sum is of")
+    return content
+
+
+def sha256_of(path: str | os.PathLike) -> str:
+    """Returns the SHA-256 of a file's content, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def written_whole(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Yields where to write a file's content; afterwards it is at `path` and on the disk, as a whole.
+
+    Where the body or the disk fails, `path` is what it was and nothing is left beside it.
+
+    Raises:
+      OSError: where it cannot be written; it names `path`.
+    """
+    path = pathlib.Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        yield temporary
+        flush(temporary)
+        os.replace(temporary, path)
+        flush(path.parent)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise type(error)(error.errno, os.strerror(error.errno), str(path)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_text_whole(path: str | os.PathLike, text: str) -> None:
+    """Writes a text file as `written_whole` does."""
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def flush(path: str | os.PathLike) -> None:
+    """Returns when a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def file_lock(path: pathlib.Path, wait: bool = True, on_wait: Callable[[], None] | None = None) -> Iterator[bool]:
+    """Yields whether this process holds an advisory lock, on one machine or a shared disk; the file itself stays.
+
+    It is let go afterwards, or when the process ends in any way.
+
+    Args:
+      path: the lock's file, empty; made with its folder if it is not there.
+      wait: until the holder lets go or is killed; otherwise yields False at once where another process holds it.
+      on_wait: called before waiting.
+
+    Raises:
+      OSError: where the file cannot be made, or its disk has no locks.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                yield False
+                return
+            if on_wait is not None:
+                on_wait()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield True
+
+
+def _children(value: dict | list) -> Any:
+    return value.values() if isinstance(value, dict) else value
+
+
+def _sum(record: dict[str, Any]) -> str:
+    text = json.dumps(record, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
