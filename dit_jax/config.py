@@ -488,6 +488,14 @@ def override_config(config: Config, overrides: Sequence[tuple[str, str]]) -> Con
     return config_from_dict(values)
 
 
+def override_data(data: DataConfig, overrides: Sequence[tuple[str, str]]) -> DataConfig:
+    """Returns a data section with (dotted path, value as text) overrides, all of them of "data."."""
+    values = {"data": dataclasses.asdict(data)}
+    for key, text in overrides:
+        _override(values, key, text)
+    return _convert_section(DataConfig, values["data"], "config.data")
+
+
 def config_from_dict(values: Mapping[str, Any]) -> Config:
     """Returns the checked config of nested mappings (a ConfigDict's or a JSON file's content)."""
     if not isinstance(values, Mapping):

@@ -133,3 +133,30 @@ def write_captions(folder, captions=None):
         lines.append(json.dumps({"file_name": path.relative_to(folder).as_posix(), "caption": caption}) + "\n")
     (folder / "metadata.jsonl").write_text("".join(lines))
     return folder
+
+
+def store_tfds(data_dir, name="tiny_objects", size=6, num_images=None):
+    """Stores a TFDS data set of colour images and three classes, train and test; returns its name."""
+    import tensorflow_datasets as tfds
+
+    rng = np.random.default_rng(0)
+
+    def examples(count):
+        for i in range(count):
+            yield i, {"image": rng.integers(0, 256, (size, size, 3), np.uint8), "label": i % NUM_CLASSES}
+
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name,
+        version="1.0.0",
+        features=tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(shape=(size, size, 3)),
+                "label": tfds.features.ClassLabel(num_classes=NUM_CLASSES),
+            }
+        ),
+        split_datasets={split: examples(n) for split, n in (num_images or {"train": 12, "test": 5}).items()},
+        data_dir=str(data_dir),
+        file_format="array_record",
+        disable_shuffling=True,
+    )
+    return name

@@ -25,12 +25,14 @@ from dit_jax.config import (
     check_config,
     check_seed,
     override_config,
+    override_data,
 )
 
 HELP = "measures samples, a diffusion model or an autoencoder, with the protocol"
 NUM_PICTURES = 50  # images in an autoencoder's grid
 NUM_SAMPLES = 10_000
 BATCH_SIZE = 64  # of an autoencoder
+FROM_FILE = tuple(f"data.{name}" for name in ("name", "image_size", "channels", "num_classes"))  # with --samples
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,8 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     against.add_argument(
         "--features",
-        help="classifier (trained now on the data set), inception, resnet50, dinov2, or a converted network's file "
-        "(default: the second or third, where weights/ has it, else the first)",
+        help="classifier (trained now on the run's data set; with --samples, on the reference's), inception, resnet50, "
+        "dinov2, or a converted network's file (default: the second or third, where weights/ has it, else the first)",
     )
     against.add_argument(
         "--cache", default=EvaluationConfig.cache, metavar="DIR", help="of statistics (default: %(default)s)"
@@ -140,19 +142,23 @@ def compare(one: str, other: str, varied: list[str], as_json: bool) -> None:
 
 def evaluate_samples(args: argparse.Namespace) -> None:
     """Measures a file of images."""
+    for key, _ in args.overrides:
+        if key.partition(".")[0] != "data" or key in FROM_FILE:
+            raise ValueError(f"--config.{key} cannot be set for --samples: they are drawn already; leave it out")
     if args.reference is None:
         raise ValueError("--samples needs a --reference: FILE.npz, a folder, or TFDS_NAME[:SPLIT]")
     from dit_jax.data.sources import tfds_classes
     from dit_jax.evaluation.evaluated import evaluate_file
+    from dit_jax.evaluation.reference import reference_data
     from dit_jax.metrics.adm_files import SamplesFile
 
     file = SamplesFile(args.samples)
     if file.shape[1] != file.shape[2]:
         raise ValueError(f"--samples={args.samples} has images of {file.shape[1]} x {file.shape[2]}; give square ones")
-    data = DataConfig(name=args.reference.partition(":")[0], image_size=file.shape[1])
+    data = override_data(DataConfig(name="", image_size=file.shape[1]), args.overrides)
     if not (args.reference.endswith(".npz") or os.path.isdir(args.reference)):
-        num_classes, channels = tfds_classes(data)
-        data = dataclasses.replace(data, num_classes=num_classes, channels=channels)
+        data, _ = reference_data(args.reference, data)
+        data = dataclasses.replace(data, channels=tfds_classes(data)[1])
     elif args.features == "classifier":
         raise ValueError(
             f"--features=classifier is trained on a data set, and --reference={args.reference} is none; "

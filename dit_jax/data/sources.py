@@ -38,7 +38,7 @@ from dit_jax.files import file_lock, parse_json
 DEBIAN_FOLDERS = {"fashion_mnist": "/usr/share/datasets/fashion-mnist"}
 # TFDS name -> a part of the data set that is shipped here, in the format of the raw files.
 SHIPPED_SUBSETS = {"fashion_mnist": pathlib.Path(__file__).parent / "fashion_mnist_subset"}
-TFDS_NAME = r"\w+(/[\w.+-]+)?(:(\d+|\*)\.(\d+|\*)\.(\d+|\*))?"  # with its variant and its version
+TFDS_NAME = r"\w+(?:/[\w.+-]+)?(?::(?:\d+|\*)\.(?:\d+|\*)\.(?:\d+|\*))?"  # with its variant and its version
 PROBE_SECONDS = 15  # a host that has not answered by then is taken to be out of reach
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # no other decoder of Pillow sees a file, whatever its name
@@ -139,10 +139,9 @@ def content_digest(data: DataConfig, split: str) -> str:
 
 
 def tfds_classes(data: DataConfig) -> tuple[int, int]:
-    """Returns the number of classes and of channels of a TFDS data set."""
-    import tensorflow_datasets as tfds
-
-    builder = _prepared(data).builder
+    """Returns the number of classes and of channels of the TFDS data set of a name; fetches nothing."""
+    tfds = _import_tfds()
+    builder = _find_builder(data)
     features = builder.info.features
     return (
         features[_feature_name(builder, tfds.features.ClassLabel)].num_classes,
@@ -519,6 +518,18 @@ def _run_builder(builder: Any, **download_config: Any) -> None:
 
 def _make_builder(data: DataConfig, data_dir: pathlib.Path | None = None) -> Any:
     """Returns the TFDS builder of a data set, prepared or not, whose features fit the config."""
+    tfds, builder = _import_tfds(), _find_builder(data, data_dir)
+    _feature_name(builder, tfds.features.Image)
+    num_classes = builder.info.features[_feature_name(builder, tfds.features.ClassLabel)].num_classes
+    if num_classes != data.num_classes:
+        raise ValueError(
+            f"config.data.num_classes={data.num_classes} must be {num_classes}, the number of classes of {data.name}"
+        )
+    return builder
+
+
+def _find_builder(data: DataConfig, data_dir: pathlib.Path | None = None) -> Any:
+    """Returns the TFDS builder of a data set's name."""
     if not re.fullmatch(TFDS_NAME, data.name):  # TFDS would fetch the code of a "community:" data set, and run it
         raise ValueError(
             f"config.data.name={data.name[:200]!r} must be an existing folder, or a TFDS name such as cifar10, "
@@ -527,7 +538,7 @@ def _make_builder(data: DataConfig, data_dir: pathlib.Path | None = None) -> Any
     tfds = _import_tfds()
     data_dir = data_dir or (pathlib.Path(data.data_dir).expanduser() if data.data_dir else None)
     try:
-        builder = tfds.builder(data.name, data_dir=data_dir)
+        return tfds.builder(data.name, data_dir=data_dir)
     except Exception as error:  # its types and lengths differ by what is wrong with the name
         names = tfds.list_builders(with_community_datasets=False)
         name = re.split("[/:]", data.name)[0]
@@ -538,13 +549,6 @@ def _make_builder(data: DataConfig, data_dir: pathlib.Path | None = None) -> Any
             f"config.data.name={data.name!r} is not a TFDS data set or an existing folder; "
             + (f"did you mean {near[0]!r}?" if near else "see https://www.tensorflow.org/datasets/catalog")
         ) from error
-    _feature_name(builder, tfds.features.Image)
-    num_classes = builder.info.features[_feature_name(builder, tfds.features.ClassLabel)].num_classes
-    if num_classes != data.num_classes:
-        raise ValueError(
-            f"config.data.num_classes={data.num_classes} must be {num_classes}, the number of classes of {data.name}"
-        )
-    return builder
 
 
 def _feature_name(builder: Any, kind: type) -> str:

@@ -4,10 +4,12 @@ They are kept in ADM's `.npz` form (`metrics.adm_files`), with the features of u
 file named by a hash of the reference's content, of the network's weights and of how an image becomes its input.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +20,16 @@ from tqdm import tqdm
 
 from dit_jax.config import DataConfig
 from dit_jax.data.pipeline import byte_transform, eval_batches
-from dit_jax.data.sources import IMAGE_SUFFIXES, Source, content_digest, hash_files, open_source, read_image
+from dit_jax.data.sources import (
+    IMAGE_SUFFIXES,
+    TFDS_NAME,
+    Source,
+    content_digest,
+    hash_files,
+    open_source,
+    read_image,
+    tfds_classes,
+)
 from dit_jax.data.transforms import CROP
 from dit_jax.evaluation.features import extract_features
 from dit_jax.evaluation.measure import Reference
@@ -28,7 +39,6 @@ from dit_jax.metrics.frechet import Statistics, StatisticsAccumulator
 from dit_jax.parallel.distributed import is_first
 from dit_jax.parallel.mesh import on_all_processes
 
-ANY_LABEL = 2**31 - 1  # classes of a data set whose labels nothing here reads
 READ_IMAGES = 256  # at once
 MAX_FEATURES = 10_000  # images whose features are kept: those of the published precision and recall
 
@@ -58,12 +68,34 @@ class FolderImages(Source):
         return [{"image": read_image(self.paths[index]), "label": 0} for index in indices]
 
 
+def reference_data(reference: str, data: DataConfig) -> tuple[DataConfig, str]:
+    """Returns the data set and the split that `NAME[:SPLIT]` names, for images of the size and channels of `data`.
+
+    The name may be that of `data` itself, or any TFDS data set's, with its version ("imagenet2012:5.1.0:validation").
+    """
+    match = re.fullmatch(f"({TFDS_NAME})(?::(.+))?", reference)
+    if match and reference != data.name:
+        name, split = match.groups()
+    elif reference.startswith(f"{data.name}:"):  # a folder
+        name, split = data.name, reference.removeprefix(f"{data.name}:")
+    else:
+        name, split = reference, None
+    if name == data.name:
+        return data, split or data.train_split
+    other = dataclasses.replace(data, name=name, version=None, extra_fields=(), map_field=None)
+    try:
+        num_classes, _ = tfds_classes(other)
+    except ValueError as error:
+        raise ValueError(f"--reference={reference}: {error}") from error
+    return dataclasses.replace(other, num_classes=num_classes), split or DataConfig.train_split
+
+
 def open_reference(reference: str | None, data: DataConfig) -> ReferenceImages:
     """Returns the images of a reference.
 
     Args:
       reference: an `.npz` file with images, a folder, or a TFDS name with its split after a colon (default: the
-        training split of `data`); None: the training images of `data` themselves.
+        training split); None: the training images of `data` themselves.
       data: the size and channels of the images that it is compared with; folders and data sets are brought to them as
         they are in training.
     """
@@ -74,10 +106,7 @@ def open_reference(reference: str | None, data: DataConfig) -> ReferenceImages:
         digest = hash_files((path.relative_to(reference).as_posix(), path) for path in source.paths)
         identity = {"name": pathlib.Path(reference).resolve().name, "sha256": digest}
     else:
-        name, _, split = (reference or "").partition(":")
-        if name not in ("", data.name):
-            data = DataConfig(name, data.image_size, data.channels, num_classes=ANY_LABEL)
-        split = split or data.train_split
+        data, split = (data, data.train_split) if reference is None else reference_data(reference, data)
         source = open_source(data, split)
         identity = {"name": pathlib.Path(data.name).name, "split": split, "sha256": content_digest(data, split)}
     identity |= {"num_images": len(source), "image_size": data.image_size, "channels": data.channels, "crop": CROP}

@@ -232,3 +232,9 @@ def test_runs_that_were_evaluated_alike_are_compared_by_their_cost(root, capsys)
     page = (root / "report.html").read_text()
     assert "Evaluations compared" in page and "Gflops" in page
     assert "<polyline" in (root / "charts" / "fd_classifier_40_by_gflops.svg").read_text()
+
+
+@pytest.mark.parametrize("key", ["sampling.num_steps=2", "data.image_size=8"])
+def test_what_samples_of_a_file_cannot_have_is_refused(capsys, key):
+    error = fail(capsys, "evaluate", "--samples=x.npz", "--reference=fashion_mnist", f"--config.{key}")
+    assert f"--config.{key.partition('=')[0]} cannot be set for --samples" in error

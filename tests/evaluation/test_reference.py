@@ -9,10 +9,11 @@ from dit_jax.config import DataConfig, MeshConfig
 from dit_jax.evaluation.evaluator import Evaluator
 from dit_jax.evaluation.measure import count_suffix, figure_name
 from dit_jax.evaluation.networks import NamedNetwork
-from dit_jax.evaluation.reference import load_reference
+from dit_jax.evaluation.reference import load_reference, open_reference, reference_data
 from dit_jax.metrics.adm_files import read_statistics
 from dit_jax.metrics.feature_network import FeatureNetwork
 from dit_jax.parallel.mesh import make_mesh
+from tests.tiny import store_tfds
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (40, 6, 6, 3), np.uint8)
 DATA = DataConfig("unused", image_size=6)
@@ -100,3 +101,40 @@ def test_images_of_another_size_are_an_error(folder):
     np.savez(folder / "large.npz", arr_0=np.zeros((2, 7, 7, 3), np.uint8))
     with pytest.raises(ValueError, match="has images of 7 x 7 pixels, but the samples have 6 a side"):
         evaluator("small", folder / "large.npz", folder / "cache")
+
+
+def test_another_tfds_data_set_is_a_reference_by_its_own_classes_in_the_size_and_channels_of_the_run(tmp_path):
+    name = store_tfds(tmp_path)
+    run = DataConfig(
+        "another", image_size=4, channels=1, num_classes=7, data_dir=str(tmp_path), extra_fields=("caption",)
+    )
+    for reference, split, count in (
+        (name, "train", 12),
+        (f"{name}:test", "test", 5),
+        (f"{name}:1.0.0:test", "test", 5),
+    ):
+        found = open_reference(reference, run)
+        assert (found.identity["split"], found.num_images) == (split, count)
+        (images,) = found.batches()
+        assert images.shape == (count, 4, 4, 3) and (images == images[..., :1]).all()  # grey, as the run's
+    with pytest.raises(ValueError, match="'val' is not a split of tiny_objects; its splits are"):
+        open_reference(f"{name}:val", run)
+    with pytest.raises(ValueError, match="--reference=tiny_objekts: .*; did you mean"):
+        open_reference("tiny_objekts", run)
+
+
+@pytest.mark.parametrize(
+    ("own", "reference", "split"),
+    [
+        ("fashion_mnist", "fashion_mnist", "train[:9]"),
+        ("fashion_mnist", "fashion_mnist:test[:10%]", "test[:10%]"),
+        ("fashion_mnist:3.0.1", "fashion_mnist:3.0.1", "train[:9]"),
+        ("imagenet_resized/8x8:0.1.0", "imagenet_resized/8x8:0.1.0:validation", "validation"),
+        ("data/emoji", "data/emoji:test", "test"),
+        ("/data/a:b", "/data/a:b:test", "test"),
+        ("/data/a:b", "/data/a:b", "train[:9]"),
+    ],
+)
+def test_the_runs_own_data_set_is_a_reference_with_all_its_settings(own, reference, split):
+    data = DataConfig(own, 8, num_classes=7, train_split="train[:9]", raw_dir="raw")
+    assert reference_data(reference, data) == (data, split)
