@@ -19,6 +19,7 @@ import jax
 
 from dit_jax.checkpoint import Checkpoints, write_config
 from dit_jax.models.build import init_params
+from tests.children import child_error
 from tests.tiny import dit_config
 
 ARGUMENTS = ("--steps=2", "--config.sampling.batch_size=8")
@@ -45,7 +46,19 @@ def start(workdir: pathlib.Path, output: pathlib.Path, num_samples: int, num_dev
     """Starts a drawing as a program of its own."""
     command = [sys.executable, "-m", "dit_jax", *sample_flags(workdir, output, num_samples)]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(num_devices)}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with words(output).open("a") as file:
+        return subprocess.Popen(command, env=environment, stdout=file, stderr=file)
+
+
+def words(output: pathlib.Path) -> pathlib.Path:
+    """Returns the file of what the drawings to a folder say."""
+    return output.with_suffix(".txt")
+
+
+def require_success(process: subprocess.Popen, output: pathlib.Path) -> None:
+    """Waits for a drawing; ends this program with its last words where it failed."""
+    if code := process.wait():
+        raise child_error("the drawing", code, words(output).read_text())
 
 
 def count_parts(output: pathlib.Path) -> int:
@@ -57,7 +70,9 @@ def kill_half_way(workdir: pathlib.Path, output: pathlib.Path, num_samples: int,
     """Starts a drawing and kills it when half of its parts are there; returns how many are."""
     process = start(workdir, output, num_samples, num_devices)
     while count_parts(output) < num_samples // 8 // 2:
-        assert process.poll() is None, "it ended before it was killed"
+        if process.poll() is not None:
+            require_success(process, output)
+            raise SystemExit("error: the drawing ended before it was killed; give a larger --num_samples")
         time.sleep(0.002)
     process.kill()
     process.wait()
@@ -83,7 +98,7 @@ def main() -> int:
                 kept = kill_half_way(workdir, output, num_samples, killed_on)
                 story = f"killed on {killed_on} devices with {8 * kept:,} of {num_samples:,} images, finished {story}"
             begun = time.monotonic()
-            assert start(workdir, output, num_samples, finished_on).wait() == 0
+            require_success(start(workdir, output, num_samples, finished_on), output)
             digests.append(digest(output))
             print(f"{story}, {time.monotonic() - begun:.0f} s: {digests[-1]}", flush=True)
     same = len(set(digests)) == 1

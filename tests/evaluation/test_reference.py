@@ -119,8 +119,8 @@ def test_another_tfds_data_set_is_a_reference_by_its_own_classes_in_the_size_and
         assert images.shape == (count, 4, 4, 3) and (images == images[..., :1]).all()  # grey, as the run's
     with pytest.raises(ValueError, match="'val' is not a split of tiny_objects; its splits are"):
         open_reference(f"{name}:val", run)
-    with pytest.raises(ValueError, match="--reference=tiny_objekts: .*; did you mean"):
-        open_reference("tiny_objekts", run)
+    with pytest.raises(ValueError, match="--reference=fashon_mnist: .*; did you mean .fashion_mnist.\\?"):
+        open_reference("fashon_mnist", run)
 
 
 @pytest.mark.parametrize(

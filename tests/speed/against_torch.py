@@ -5,7 +5,7 @@ python -m tests.speed.against_torch --size=S/2 --batch_size=8 --what=train
 Not a test: it prints times. PyTorch's side is written as the released code is: its model, hybrid loss and AdamW, an EMA
 by a loop over the parameters, guided DDIM over doubled batches. Each side has a process of its own, and they work
 in turn, a short window each, so that whatever else the machine does slows both. The ratio is the median over pairs of
-windows: above 1, JAX is the faster.
+windows: above 1, JAX is the faster. Keys of the size's config are set with --config.KEY=VALUE.
 """
 
 import argparse
@@ -13,9 +13,13 @@ import dataclasses
 import multiprocessing
 import os
 import statistics
+import sys
 import time
+import traceback
 
-from dit_jax.cli.main import HUGE_PAGES
+from dit_jax.cli.main import HUGE_PAGES, split_overrides
+from dit_jax.config import Config, load_config
+from tests.children import child_error
 
 NUM_SAMPLING_STEPS = 50
 CFG_SCALE = 4.0
@@ -23,7 +27,7 @@ LEARNING_RATE = 1e-4
 EMA_DECAY = 0.9999
 
 
-def main():
+def main(argv: list[str] | None = None):
     """Prints both sides' seconds a step (or a batch of samples), and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--size", default="S/2", help="a name of configs/dit_imagenet.py, such as B/2 or S/2-512")
@@ -34,7 +38,8 @@ def main():
     parser.add_argument("--attention", default="fused", choices=("fused", "plain"), help="PyTorch's")
     parser.add_argument("--adamw", default="default", choices=("default", "foreach", "fused"), help="PyTorch's")
     parser.add_argument("--threads", type=int, default=2, help="PyTorch's; JAX has one a core")
-    args = parser.parse_args()
+    argv, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
+    args = parser.parse_args(argv, argparse.Namespace(overrides=overrides))
     theirs = Side(torch_side, args)
     os.environ.setdefault("GLIBC_TUNABLES", f"{HUGE_PAGES}=1")  # as the program has it
     with theirs, Side(jax_side, args) as ours:
@@ -54,15 +59,16 @@ def main():
 
 
 class Side:
-    """A process that repeats its work when asked, and says how long that took."""
+    """A process that repeats its work when asked, and says how long that took; where it fails, this one ends, too."""
 
     def __init__(self, make_repeat, args):
+        self._name = make_repeat.__name__
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=serve, args=(make_repeat, args, theirs), daemon=True)
         self._process.start()
         theirs.close()
-        self._pipe.recv()  # it has compiled and warmed up
+        self._receive()  # it has compiled and warmed up
 
     def __enter__(self):
         return self
@@ -74,23 +80,44 @@ class Side:
     def seconds(self, count):
         """Returns the seconds that one repetition took, over `count` of them."""
         self._pipe.send(count)
-        return self._pipe.recv() / count
+        return self._receive() / count
+
+    def _receive(self):
+        try:
+            answer = self._pipe.recv()
+        except (EOFError, ConnectionError):  # it was killed
+            self._process.join()
+            answer = ""
+        if not isinstance(answer, str):
+            return answer
+        self._process.join()
+        raise child_error(self._name, self._process.exitcode, answer)
 
 
 def serve(make_repeat, args, pipe):
-    """Times repetitions until the other end of the pipe is closed."""
-    repeat = make_repeat(args)
-    repeat(2)
-    pipe.send("ready")
-    while True:
-        try:
-            count = pipe.recv()
-        except EOFError:
-            return
-        repeat(1)  # during the other's window a hypervisor may have taken the memory that was free
-        start = time.perf_counter()
-        repeat(count)
-        pipe.send(time.perf_counter() - start)
+    """Times repetitions until the other end of the pipe is closed; sends what went wrong, as text."""
+    try:
+        repeat = make_repeat(args)
+        repeat(2)
+        pipe.send(0.0)
+        while True:
+            try:
+                count = pipe.recv()
+            except EOFError:
+                return
+            repeat(1)  # during the other's window a hypervisor may have taken the memory that was free
+            start = time.perf_counter()
+            repeat(count)
+            pipe.send(time.perf_counter() - start)
+    except Exception:
+        pipe.send(traceback.format_exc())
+        sys.exit(1)
+
+
+def config_of(args) -> Config:
+    """Returns the config that both sides measure."""
+    batch_size = ("training.global_batch_size", str(args.batch_size))
+    return load_config(f"configs/dit_imagenet.py:{args.size}", [batch_size, *args.overrides])
 
 
 def jax_side(args):
@@ -100,7 +127,6 @@ def jax_side(args):
     import numpy as np
 
     from dit_jax.cli.plan import abstract_batch
-    from dit_jax.config import load_config
     from dit_jax.evaluation.generate import make_draw
     from dit_jax.models.build import init_params
     from dit_jax.parallel.mesh import make_mesh, put_batch
@@ -109,8 +135,7 @@ def jax_side(args):
     from dit_jax.training.state import create_state
     from dit_jax.training.step import gradients_of, jit_train_step
 
-    overrides = [("training.global_batch_size", str(args.batch_size))]
-    config = load_config(f"configs/dit_imagenet.py:{args.size}", overrides)
+    config = config_of(args)
     mesh, rng = make_mesh(config.mesh), np.random.default_rng(0)
 
     if args.what == "sample":
@@ -127,7 +152,7 @@ def jax_side(args):
 
         def repeat(count):
             for seed in range(count):
-                draw(params, None, seed, indices, indices).block_until_ready()
+                draw(params, None, seed, indices, {"label": indices}).block_until_ready()
 
         return repeat
 
@@ -153,12 +178,11 @@ def torch_side(args):
 
     import torch
 
-    from dit_jax.config import load_config
     from tests.pretrained.torch_dit import Attention, TorchDiT
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    config = load_config(f"configs/dit_imagenet.py:{args.size}", [])
+    config = config_of(args)
     height, _, channels = config.latents.shape
     Attention.fused = args.attention == "fused"
     model = TorchDiT(

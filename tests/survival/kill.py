@@ -24,6 +24,8 @@ import time
 import warnings
 from collections.abc import Callable
 
+from tests.children import child_error
+
 STEPS, SAVE_EVERY = 200, 20
 IMPORTS = (  # what training imports, of ours and of others
     *("clu.metric_writers", "grain", "orbax.checkpoint"),
@@ -214,14 +216,14 @@ def has_ended(pid: int) -> bool:
 
 
 def wait(pid: int, output: pathlib.Path) -> None:
-    """Returns when a process has ended well; raises RuntimeError with what it wrote where it has not."""
+    """Returns when a process has ended well; ends this one with what it wrote where it has not."""
     end = time.monotonic() + LIMIT_SECONDS
     while not has_ended(pid):
         if time.monotonic() > end:
             os.kill(pid, signal.SIGKILL)
         time.sleep(10 * POLL_SECONDS)
     if code := _codes.pop(pid):
-        raise RuntimeError(f"training ended with code {code}: {output.read_text()[-4000:]}")
+        raise child_error(output.stem, code, output.read_text())
 
 
 def fingerprint(workdir: pathlib.Path, scratch: pathlib.Path) -> dict[str, str]:
