@@ -1,6 +1,6 @@
 """Compiles a config's real training step for a TPU slice, on a machine without a TPU: memory, FLOPs, collectives.
 
-Needs libtpu, which the extra `tpu` brings: pip install "dit_jax[tpu]".
+Needs libtpu, which the extra `tpu` brings: pip install -e ".[tpu]".
 """
 
 import argparse

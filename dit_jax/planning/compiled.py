@@ -59,7 +59,7 @@ def topology_devices(name: str) -> list[jax.Device]:
         raise ValueError(f"--topology={name} is not a slice of TPUs ({reason}); such are {EXAMPLES}") from error
     except RuntimeError as error:  # a JaxRuntimeError is one too
         raise ValueError(
-            f'compiling for a TPU needs libtpu, which is not installed ({error}); pip install "dit_jax[tpu]"'
+            f'compiling for a TPU needs libtpu, which is not installed ({error}); pip install -e ".[tpu]"'
         ) from error
 
 

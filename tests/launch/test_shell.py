@@ -1,11 +1,14 @@
 """All shell scripts pass shellcheck, and say how they are used."""
 
+import importlib.metadata
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -58,3 +61,21 @@ def test_what_no_start_may_write_is_compiled_at_the_installation(shell, forbidde
     compiled = [path.name.partition(".")[0] for path in (venv / "lib").glob("__pycache__/*")]
     assert compiled == (["package"] if forbidden else [])
     assert (venv / "dit_jax_installed").exists()
+
+
+def test_the_libtpu_that_is_pinned_is_the_one_that_the_pinned_jax_asks_for():
+    pinned = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "launch" / "constraints.txt").read_text(), re.MULTILINE))
+    if importlib.metadata.version("jax") != pinned["jax"]:
+        pytest.skip("another jax is installed")
+    asked = [Requirement(text) for text in importlib.metadata.requires("jax") if text.startswith("libtpu")]
+    assert [requirement.specifier.contains(pinned["libtpu"]) for requirement in asked] == [True]
+
+
+def test_what_is_to_be_installed_for_plans_is_an_extra_of_this_checkout():
+    named = [
+        (path.name, text)
+        for folder in ("dit_jax", "launch", "configs")
+        for path in [*(ROOT / folder).rglob("*.py"), *(ROOT / folder).glob("*.sh"), ROOT / "README.md"]
+        for text in re.findall(r"pip install [^\n`;)]*dit_jax\[", path.read_text())
+    ]
+    assert named == []  # there is no distribution of this name: it is -e ".[tpu]"

@@ -304,7 +304,7 @@ def run_plan(*flags, env=()):
 
 has_libtpu = importlib.util.find_spec("libtpu") is not None
 needs_libtpu = pytest.mark.skipif(
-    not has_libtpu, reason='libtpu, which compiles for TPUs, is not installed: pip install "dit_jax[tpu]"'
+    not has_libtpu, reason='libtpu, which compiles for TPUs, is not installed: pip install -e ".[tpu]"'
 )
 
 
@@ -312,7 +312,7 @@ needs_libtpu = pytest.mark.skipif(
 def test_a_machine_without_libtpu_is_told_how_to_install_it():
     result = run_plan("--topology=v5e:2x2")
     assert result.returncode == 2
-    assert 'pip install "dit_jax[tpu]"' in result.stderr and result.stderr.count("\n") == 1
+    assert 'pip install -e ".[tpu]"' in result.stderr and result.stderr.count("\n") == 1
 
 
 @needs_libtpu
