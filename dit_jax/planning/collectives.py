@@ -8,11 +8,11 @@ Bytes are those that a device sends when n devices exchange along rings, which n
     all-to-all      (n - 1) / n of the operand
     collective-permute  the operand
 
-The text says how often each is done: XLA's own cost analysis counts the body of a loop once. On TPU, XLA writes two of
-them in its own way. A reduce-scatter is a fusion named `all-reduce-scatter`, of an all-reduce and a slice. An
-asynchronous collective may be a chain of fusions, each of them a matmul or the like with a copy of the collective that
-goes on meanwhile: `async-collective-start`, fusions of `async_collective_fusion`, `async-collective-done`.
-Where a SparseCore does it, it is a `call-start` of a computation of its own.
+The text says how often each is done. On TPU, XLA writes two of them in its own way. A reduce-scatter is a fusion named
+`all-reduce-scatter`, of an all-reduce and a slice. An asynchronous collective may be a chain of fusions, each of them a
+matmul or the like with a copy of the collective that goes on meanwhile: `async-collective-start`, fusions of
+`async_collective_fusion`, `async-collective-done`. Where a SparseCore does it, it is a `call-start` of a computation of
+its own.
 """
 
 import dataclasses
@@ -22,15 +22,10 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 
+from dit_jax.planning.program_text import Computations, Instruction, arrays_of, split, trip_count
 from dit_jax.types import Params
 
 KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
-
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\((.*)$")
-_CALLED = re.compile(r"\b(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.\-]+)")
-_BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
-_ARRAY = re.compile(r"\b([a-z]+)(\d*)\w*\[([\d,]*)\]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,14 +38,6 @@ class Collective:
     asynchronous: bool  # the devices compute meanwhile
 
 
-@dataclasses.dataclass(frozen=True)
-class _Instruction:
-    name: str
-    shape: str
-    op: str
-    rest: str  # operands and attributes
-
-
 def parse_collectives(text: str, num_devices: int) -> list[Collective]:
     """Returns the collectives of one call of a program, from its compiled text.
 
@@ -60,30 +47,16 @@ def parse_collectives(text: str, num_devices: int) -> list[Collective]:
     Raises:
       ValueError: where a loop around a collective does not say how often it runs.
     """
-    computations, entry = _split(text)
+    computations, entry = split(text)
     found = _collectives_of(computations, entry, 1, False, num_devices)
     return [collective for collective in found if collective.sent_bytes]
 
 
-def _split(text: str) -> tuple[dict[str, list[_Instruction]], str]:
-    """Returns the instructions of each computation, and the name of the one that is called first."""
-    computations, entry, instructions = {}, None, []
-    for line in text.splitlines():
-        if match := _COMPUTATION.match(line):
-            instructions = computations[match[2]] = []
-            entry = match[2] if match[1] else entry
-        elif match := _INSTRUCTION.match(line):
-            instructions.append(_Instruction(*match.groups()))
-    if entry is None:
-        raise ValueError("the program's text has no ENTRY; give that of a compiled program")
-    return computations, entry
-
-
 def _collectives_of(
-    computations: dict[str, list[_Instruction]], name: str, times: int, asynchronous: bool, num_devices: int
+    computations: Computations, name: str, times: int, asynchronous: bool, num_devices: int
 ) -> Iterator[Collective]:
     for instruction in computations[name]:
-        op, rest = instruction.op, instruction.rest
+        op = instruction.op
         kind, is_start = op.removesuffix("-start"), op.endswith("-start")
         if kind in KINDS:
             if kind == "all-reduce" and name.startswith("all-reduce-scatter"):
@@ -93,17 +66,14 @@ def _collectives_of(
                 sent = _sent_bytes(kind, instruction, is_start, num_devices)
             yield Collective(kind, sent, times, asynchronous or is_start)
         elif op == "while":
-            body = re.search(r"\bbody=%?([\w.\-]+)", rest)[1]
+            (body,) = instruction.called
             inside = list(_collectives_of(computations, body, 1, asynchronous, num_devices))
-            trips = _trip_count(computations, instruction) if inside else 0
+            trips = trip_count(computations, instruction) if inside else 0
             yield from (dataclasses.replace(c, times=c.times * times * trips) for c in inside)
-        elif branches := _BRANCHES.search(rest):
-            names = [branch.strip().lstrip("%") for branch in branches[1].split(",")]
-            yield from _costliest(computations, names, times, asynchronous, num_devices)
         elif op == "conditional":
-            yield from _costliest(computations, _CALLED.findall(rest), times, asynchronous, num_devices)
+            yield from _costliest(computations, instruction.called, times, asynchronous, num_devices)
         elif op in ("fusion", "call", "custom-call") or is_start:  # async-start; call-start: on a SparseCore
-            for called in _CALLED.findall(rest):
+            for called in instruction.called:
                 if called.startswith("async_collective_fusion") or "async-collective-done" in instruction.name:
                     continue  # goes on with what an async-collective-start has begun
                 is_async = asynchronous or is_start or "async-collective-start" in instruction.name
@@ -115,22 +85,11 @@ def _costliest(computations, names: Sequence[str], times: int, asynchronous: boo
     return max(branches, key=lambda branch: sum(c.times * c.sent_bytes for c in branch))
 
 
-def _trip_count(computations: dict[str, list[_Instruction]], loop: _Instruction) -> int:
-    """Returns how often a loop runs: as XLA notes it, or the one number that its condition compares with."""
-    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest):
-        return int(known[1])
-    condition = computations[re.search(r"\bcondition=%?([\w.\-]+)", loop.rest)[1]]
-    limits = {int(i.rest.split(")")[0]) for i in condition if i.op == "constant" and re.match(r"[su]\d+\[\]", i.shape)}
-    if len(limits) != 1:
-        raise ValueError(f"the loop {loop.name} with collectives in it does not say how often it runs; use lax.scan")
-    return limits.pop()
-
-
-def _sent_bytes(kind: str, instruction: _Instruction, is_start: bool, num_devices: int) -> float:
+def _sent_bytes(kind: str, instruction: Instruction, is_start: bool, num_devices: int) -> float:
     shape = instruction.shape
     if is_start and kind != "all-reduce":
         shape = _elements(shape)[1]  # (operands, results, ...)
-    size = sum(_array_bytes(*match.groups()) for match in _ARRAY.finditer(shape))
+    size = sum(array.bytes for array in arrays_of(shape))
     if kind == "collective-permute":
         return size
     n = _group_size(instruction.rest, num_devices)
@@ -140,11 +99,6 @@ def _sent_bytes(kind: str, instruction: _Instruction, is_start: bool, num_device
         "all-reduce": 2 * (n - 1) / n * size,
         "all-to-all": (n - 1) / n * size,
     }[kind]
-
-
-def _array_bytes(letters: str, bits: str, sizes: str) -> float:
-    width = int(bits) / 8 if bits else (1 if letters == "pred" else 0)  # a token has no size
-    return width * math.prod(int(size) for size in sizes.split(",") if size)
 
 
 def _elements(shape: str) -> list[str]:

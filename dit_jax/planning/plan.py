@@ -17,6 +17,7 @@ from dit_jax.parallel.chips import Chip
 from dit_jax.parallel.mesh import BATCH_AXES
 from dit_jax.planning.collectives import least_bytes, parse_collectives, summarize
 from dit_jax.planning.compiled import Compiled, DoesNotFit, bytes_per_device, compile_program
+from dit_jax.planning.traffic import memory_traffic
 from dit_jax.types import Params
 
 GATHERED_ITEMSIZE = 2  # a TPU rounds the operands of a matmul to bfloat16, and XLA gathers parameters so rounded
@@ -92,8 +93,7 @@ def predict(chip: Chip, flops: float, compiled: Compiled, overlapped: float, wai
     """
     times = {
         "compute_seconds": flops / chip.peak_flops,
-        # Every argument is read and every result written; what lies between is written and read once at the least.
-        "memory_seconds": (compiled.arguments + compiled.outputs + 2 * compiled.temporaries) / chip.memory_bandwidth,
+        "memory_seconds": memory_traffic(compiled.text) / chip.memory_bandwidth,
         "overlapped_network_seconds": overlapped / chip.network_bandwidth,
     }
     waiting = waited / chip.network_bandwidth

@@ -83,7 +83,7 @@ def test_a_collective_in_a_loop_counts_with_each_pass():
 def test_a_loop_that_does_not_say_how_often_it_runs_is_an_error_if_it_has_collectives():
     endless = CONDITION.replace("constant(7)", "parameter(0)")
     loop = "%w = (s32[], f32[8]) while(%p), condition=%condition, body=%body"
-    with pytest.raises(ValueError, match="the loop w with collectives"):
+    with pytest.raises(ValueError, match="the loop w does not say"):
         parse_collectives(program(loop, computations=endless + BODY), 2)
     assert not parse_collectives(program(loop, computations=endless + BODY.replace("all-gather", "negate")), 2)
 

@@ -89,8 +89,12 @@ def test_the_predicted_time_is_the_longest_of_the_parts_and_the_wait(plans):
 def test_an_autoencoder_with_a_discriminator_and_a_sampler_are_planned_too(tmp_path):
     report = plan_on_cpu(with_mesh(adversarial_config(tmp_path), data=8))
     assert report["fits"] and report["state"]["loss"] > 0
-    report = plan_on_cpu(latents_config(tmp_path, data=8), plan_verb.sampler_program)
+    config, num_steps = latents_config(tmp_path, data=8), 40
+    config = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, num_steps=num_steps))
+    report = plan_on_cpu(config, plan_verb.sampler_program)
     assert report["fits"] and "least_sent" not in report and report["predicted"]["flops"] > 0
+    # Each of the steps reads the parameters.
+    assert report["predicted"]["memory_seconds"] * CHIP.memory_bandwidth > num_steps * report["state"]["parameters"]
 
 
 @pytest.mark.parametrize(
