@@ -28,7 +28,11 @@ def _traffic_of(computations: Computations, name: str) -> float:
     total = 0.0
     for instruction in computations[name]:
         op = instruction.op
-        if op in _FREE or op.endswith(("-done", "-update")):
+        if (
+            op in _FREE
+            or op.endswith(("-done", "-update"))
+            or 'custom_call_target="AllocateBuffer"' in instruction.rest
+        ):
             continue
         if op == "while":
             total += trip_count(computations, instruction) * _traffic_of(computations, instruction.called[0])

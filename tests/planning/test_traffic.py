@@ -83,6 +83,7 @@ ARGUMENTS = ("%a = f32[9,8] parameter(0)", "%i = s32[] parameter(1)", "%u = f32[
         ((*ARGUMENTS, "ROOT %s = f32[9,8] dynamic-update-slice(%a, %u, %i, %i)"), 2 * 32 + 2 * 4),
         # Of `a` a row is read and a row replaced; the rest of it is handed on.
         ((*ARGUMENTS, "%f = (f32[8], f32[9,8], f32[9,8]) fusion(%a, %i, %u), kind=kLoop, calls=%fused"), 4 * 32 + 4),
+        (('%a = f32[8] custom-call(), custom_call_target="AllocateBuffer"',), 0),
         (("%a = f32[8] parameter(0)", "%t = (f32[8]) tuple(%a)", "%g = f32[8] get-tuple-element(%t), index=0"), 0),
     ],
 )  # fmt: skip
