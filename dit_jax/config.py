@@ -19,20 +19,24 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from dit_jax.files import user_path
+
 
 def field(
     default: Any = dataclasses.MISSING,
     *,
     fixed: bool = True,
     recorded: bool = False,
+    path: bool = False,
     factory: Any = dataclasses.MISSING,
 ):
     """A config field.
 
     `fixed=False` marks what a resumed run may change without becoming another run; `recorded` what a run fills in
-    where it is None, from the data that it finds.
+    where it is None, from the data that it finds; `path` what may be a file or a folder: its leading `~` becomes the
+    home of who gives it. (A cache's stays until the cache is used: who reads the config has a cache of their own.)
     """
-    metadata = {"fixed": fixed, "recorded": recorded}
+    metadata = {"fixed": fixed, "recorded": recorded, "path": path}
     return dataclasses.field(default=default, default_factory=factory, metadata=metadata)
 
 
@@ -40,7 +44,7 @@ def field(
 class DataConfig:
     """A labelled image data set and how its images become arrays in [-1, 1]."""
 
-    name: str  # a TFDS name ("fashion_mnist"), or a folder with one sub-folder a class
+    name: str = field(path=True)  # a TFDS name ("fashion_mnist"), or a folder with one sub-folder a class
     image_size: int  # pixels per side after the centre crop
     channels: int = 3  # 1 (grey) or 3 (RGB)
     num_classes: int = 1000
@@ -48,8 +52,12 @@ class DataConfig:
     train_split: str = "train"
     eval_split: str = "test"  # held-out images: never trained on
     version: str | None = field(None, recorded=True)  # of the data, with its sizes; None: whatever is there
-    data_dir: str | None = field(None, fixed=False)  # where TFDS keeps prepared data; None: TFDS's own default
-    raw_dir: str | None = field(None, fixed=False)  # raw files (TFDS's manual ones too), if the host does not answer
+    data_dir: str | None = field(
+        None, fixed=False, path=True
+    )  # where TFDS keeps prepared data; None: TFDS's own default
+    raw_dir: str | None = field(
+        None, fixed=False, path=True
+    )  # raw files (TFDS's manual ones too), if the host does not answer
     num_threads: int = field(4, fixed=False)  # reading threads of each process
     # Of the examples seen, how many may be unreadable: another one stands in for each. More of them end the run.
     max_bad_share: float = field(0.01, fixed=False)
@@ -92,7 +100,8 @@ class AutoencoderConfig:
     num_groups: int = 32  # of every GroupNorm
     reconstruction_loss: Literal["l1", "l2"] = "l1"
     perceptual_weight: float = 0.0  # of LPIPS, in the reconstruction loss; LDM: 1
-    lpips_path: str = field("weights/lpips_vgg16.safetensors", fixed=False)  # what `dit-jax convert --kind=lpips` wrote
+    # What `dit-jax convert --kind=lpips` wrote.
+    lpips_path: str = field("weights/lpips_vgg16.safetensors", fixed=False, path=True)
     learn_log_variance: bool = False  # of the reconstruction's likelihood, one number; False: 0
     kl_weight: float = 1e-6  # on the KL summed over an image, against the reconstruction loss so summed (LDM code)
     codebook: CodebookConfig | None = None  # VQ; None: KL-regularised
@@ -105,8 +114,9 @@ class LatentsConfig:
     """The latents that a diffusion run trains on; without this section it trains on pixels."""
 
     shape: tuple[int, int, int]  # (H, W, C) of one latent, as the autoencoder makes it
-    path: str | None = field(None, fixed=False)  # a cache: what `dit-jax encode --output` wrote
-    encode_with: str | None = field(None, fixed=False)  # instead of a cache: the workdir of what encodes in each step
+    path: str | None = field(None, fixed=False, path=True)  # a cache: what `dit-jax encode --output` wrote
+    # Instead of a cache: the workdir of what encodes in each step.
+    encode_with: str | None = field(None, fixed=False, path=True)
     scale: float | None = field(None, recorded=True)  # latents are multiplied by it; None: the cache's, 1/std
     autoencoder: str | None = field(None, recorded=True)  # SHA-256 of what made them; None: whatever made the cache
 
@@ -176,7 +186,8 @@ class TokenTransformerConfig:
 class TextConfig:
     """Captions as a condition: tokens for cross-attention or in context, and a pooled vector for adaLN."""
 
-    path: str = field("weights/minilm", fixed=False)  # a folder of `tokenizer.json`, and of a frozen encoder's weights
+    # A folder of `tokenizer.json`, and of a frozen encoder's weights.
+    path: str = field("weights/minilm", fixed=False, path=True)
     caption_field: str = "caption"  # of an example, as `data.extra_fields` are
     max_length: int = 77  # tokens of a caption; shorter ones are padded, so that one program serves them all
     transformer: TokenTransformerConfig | None = None  # trained with the denoiser; None: the frozen encoder in `path`
@@ -260,7 +271,8 @@ class TrainingConfig:
     """How long, how large, how often."""
 
     num_train_steps: int = field(fixed=False)
-    init_from: str | None = None  # the workdir whose weights for evaluation a run starts with; None: random ones
+    # The workdir whose weights for evaluation a run starts with; None: random ones.
+    init_from: str | None = field(None, path=True)
     global_batch_size: int = 256  # over all devices of all processes
     accumulation_steps: int = field(1, fixed=False)  # parts of a batch whose gradients are added up: less memory
     ema_decay: float | None = 0.9999  # of the weights that sampling and evaluation use; None: no EMA
@@ -322,7 +334,7 @@ class EvaluationConfig:
 
     num_samples: int = 1000
     metrics: tuple[str, ...] = ("fd", "recognised")  # of those of `dit-jax evaluate`
-    features: str = "classifier"  # the network, as --features there
+    features: str = field("classifier", path=True)  # the network, as --features there
     cache: str = "~/.cache/dit_jax/evaluation"  # of classifiers and of the training images' statistics
 
 
@@ -1163,7 +1175,14 @@ def _convert_section(schema: type, value: Any, path: str) -> Any:
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if required and f.name not in value:
             raise ValueError(f"{path}.{f.name} is missing: it has no default; set it in the config file")
-    return schema(**{key: _convert(hints[key], v, f"{path}.{key}") for key, v in value.items()})
+    values = {key: _convert(hints[key], v, f"{path}.{key}") for key, v in value.items()}
+    for f in dataclasses.fields(schema):
+        if f.metadata.get("path") and values.get(f.name) is not None:
+            try:
+                values[f.name] = user_path(values[f.name])
+            except ValueError as error:
+                raise ValueError(f"{path}.{f.name}={error}") from None
+    return schema(**values)
 
 
 def _unknown_key(path: str, key: str, known: Any) -> str:

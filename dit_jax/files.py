@@ -19,6 +19,22 @@ MAX_BYTES = 2**24  # parsed, JSON takes thirty times its size at the worst; the 
 SUM_KEY = "sha256_of_this"  # of a sealed record
 
 
+def user_path(path: str) -> str:
+    """Returns a path whose leading `~` or `~user` is the home folder, which a shell puts there only at a word's start.
+
+    Raises:
+      ValueError: where that home is not known.
+    """
+    if not path.startswith("~"):
+        return path
+    home = path.partition("/")[0]
+    found = "~" if home == "~" and os.environ.get("HOME") == "" else os.path.expanduser(home)
+    if found.startswith("~"):
+        remedy = "set HOME" if home == "~" else "name a user of this machine"
+        raise ValueError(f"{path}: the home folder {home} is not known; {remedy}, or give the path without ~")
+    return found + path.removeprefix(home)
+
+
 def read_json(path: str | os.PathLike, remedy: str = "restore it") -> Any:
     """Returns the value in a file.
 

@@ -4,6 +4,7 @@ Orbax's handlers are used by themselves: they have no barriers, and so no proces
 """
 
 import asyncio
+import glob
 import logging
 import math
 import pathlib
@@ -17,6 +18,14 @@ from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from dit_jax.checkpoint.content import leaf_name
+
+class OrbaxPath(epath.gpath.PosixGPath):
+    """A folder as Orbax takes it, that is found also where its name has a wildcard: [, ], * or ?."""
+
+    def glob(self, pattern: str) -> Iterator["OrbaxPath"]:
+        """Yields what matches the pattern in this folder; etils' own takes the folder's name for a pattern, too."""
+        return (self / name for name in glob.glob(pattern, root_dir=self))
+
 
 READ_BACK_BYTES = 1 << 29  # in memory at once, where arrays are read to be compared
 
@@ -34,7 +43,7 @@ for _logger in ("absl", "asyncio"):
 def start_write(folder: pathlib.Path, tree: Any) -> Callable[[], None]:
     """Starts to write this process's shards; returns once they are copied from the device what waits for the files."""
     handler = ocp.StandardCheckpointHandler()
-    futures = asyncio.run(handler.async_save(epath.Path(folder), args=ocp.args.StandardSave(tree)))
+    futures = asyncio.run(handler.async_save(OrbaxPath(folder), args=ocp.args.StandardSave(tree)))
 
     def wait() -> None:
         for future in futures or ():
@@ -50,7 +59,7 @@ def own_files(process: int) -> str:
 
 def finish_item(folder: pathlib.Path) -> None:
     """Makes one store of what all processes have written."""
-    ocp.StandardCheckpointHandler().finalize(epath.Path(folder))
+    ocp.StandardCheckpointHandler().finalize(OrbaxPath(folder))
 
 
 def item_type(is_json: bool) -> str:
@@ -87,7 +96,7 @@ def stored_form(folder: pathlib.Path, abstract: Any) -> Any:
 
 def read_tree(folder: pathlib.Path, stored: Any) -> Any:
     """Returns an item's arrays, as its `stored_form` has them; each process reads the shards that it holds."""
-    return ocp.StandardCheckpointHandler().restore(epath.Path(folder), args=ocp.args.StandardRestore(stored))
+    return ocp.StandardCheckpointHandler().restore(OrbaxPath(folder), args=ocp.args.StandardRestore(stored))
 
 
 def as_wanted(array: jax.Array, wanted: jax.ShapeDtypeStruct) -> jax.Array:
@@ -113,13 +122,13 @@ def read_back(folder: pathlib.Path, share: tuple[int, int]) -> Iterator[tuple[st
         )
         numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item)
         arguments = ocp.args.PyTreeRestore(item, restore_args=numpy)
-        arrays = named_leaves(ocp.PyTreeCheckpointHandler().restore(epath.Path(folder), args=arguments))
+        arrays = named_leaves(ocp.PyTreeCheckpointHandler().restore(OrbaxPath(folder), args=arguments))
         yield from ((name, arrays[name]) for name in batch)
 
 
 def _metadata(folder: pathlib.Path) -> Any:
     """Returns an item's tree with, in place of arrays, what is written about them."""
-    return ocp.StandardCheckpointHandler().metadata(epath.Path(folder)).tree
+    return ocp.StandardCheckpointHandler().metadata(OrbaxPath(folder)).tree
 
 
 def _num_bytes(stored: Any) -> int:

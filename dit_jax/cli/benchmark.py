@@ -9,7 +9,7 @@ import itertools
 import json
 import typing
 
-from dit_jax.cli.main import add_config_argument
+from dit_jax.cli.main import add_config_argument, path_flag
 from dit_jax.config import Config, check_platform, load_config
 
 if typing.TYPE_CHECKING:
@@ -33,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--what", default="train", metavar="P[,P...]", help=f"of {', '.join(PARTS)} (default: %(default)s)"
     )
-    parser.add_argument("--profile", metavar="DIR", help="write a profile of a few training steps, for TensorBoard")
+    parser.add_argument(
+        "--profile", type=path_flag, metavar="DIR", help="write a profile of a few training steps, for TensorBoard"
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
 

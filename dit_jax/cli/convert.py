@@ -13,6 +13,7 @@ that knows floats alone.
 import argparse
 import pathlib
 
+from dit_jax.cli.main import path_flag
 from dit_jax.config import load_config
 
 HELP = "converts released PyTorch weights to a workdir, and back"
@@ -28,13 +29,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("dit", "unet", "autoencoder", "text_encoder", *FILE_KINDS),
         help="what the weights are of",
     )
-    parser.add_argument("--input", required=True, metavar="PATH", help="a file, a diffusers folder, or a workdir")
-    parser.add_argument("--output", required=True, metavar="PATH", help="a workdir; or a file or folder (see above)")
     parser.add_argument(
-        "--config", metavar="FILE[:ARG]", help="of the new workdir, overridden as in `train` (default: as released)"
+        "--input", type=path_flag, required=True, metavar="PATH", help="a file, a diffusers folder, or a workdir"
     )
-    parser.add_argument("--autoencoder", metavar="WORKDIR", help="of a denoiser's latents; sampling images needs it")
-    parser.add_argument("--vgg16", metavar="FILE", help="of LPIPS: torchvision's weights, or those of --kind=vgg16")
+    parser.add_argument(
+        "--output", type=path_flag, required=True, metavar="PATH", help="a workdir; or a file or folder (see above)"
+    )
+    parser.add_argument(
+        "--config",
+        type=path_flag,
+        metavar="FILE[:ARG]",
+        help="of the new workdir, overridden as in `train` (default: as released)",
+    )
+    parser.add_argument(
+        "--autoencoder", type=path_flag, metavar="WORKDIR", help="of a denoiser's latents; sampling images needs it"
+    )
+    parser.add_argument(
+        "--vgg16", type=path_flag, metavar="FILE", help="of LPIPS: torchvision's weights, or those of --kind=vgg16"
+    )
     parser.set_defaults(overridable="")
 
 

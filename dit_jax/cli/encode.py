@@ -15,7 +15,7 @@ import time
 import typing
 from collections.abc import Callable, Iterator, Sequence
 
-from dit_jax.cli.main import add_config_argument
+from dit_jax.cli.main import add_config_argument, path_flag
 from dit_jax.config import Config, DataConfig, load_config
 
 if typing.TYPE_CHECKING:
@@ -34,8 +34,10 @@ DTYPES = ("float16", "bfloat16")  # `latent_cache.DTYPES`, which is heavy to imp
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's flags."""
     add_config_argument(parser)
-    parser.add_argument("--autoencoder", required=True, metavar="DIR", help="workdir of the trained autoencoder")
-    parser.add_argument("--output", required=True, metavar="DIR", help="where the cache goes")
+    parser.add_argument(
+        "--autoencoder", type=path_flag, required=True, metavar="DIR", help="workdir of the trained autoencoder"
+    )
+    parser.add_argument("--output", type=path_flag, required=True, metavar="DIR", help="where the cache goes")
     parser.add_argument("--batch_size", type=int, default=256, help="images per device call (default: %(default)s)")
     parser.add_argument("--shard_size", type=int, default=8192, help="images of a file (default: %(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of the latents (default: %(default)s)")

@@ -15,6 +15,7 @@ import json
 import os
 import pathlib
 
+from dit_jax.cli.main import path_flag
 from dit_jax.config import (
     AutoencoderConfig,
     ComputeConfig,
@@ -38,11 +39,20 @@ FROM_FILE = tuple(f"data.{name}" for name in ("name", "image_size", "channels", 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's flags."""
     what = parser.add_argument_group("what is measured (one of them)")
-    what.add_argument("--workdir", metavar="DIR", help="of a diffusion or autoencoder run, or converted")
-    what.add_argument("--samples", metavar="FILE.npz", help="images, as `dit-jax sample` and ADM write them")
-    what.add_argument("--compare", nargs=2, metavar="FILE.json", help="two results, if their protocols are the same")
+    what.add_argument(
+        "--workdir", type=path_flag, metavar="DIR", help="of a diffusion or autoencoder run, or converted"
+    )
+    what.add_argument(
+        "--samples", type=path_flag, metavar="FILE.npz", help="images, as `dit-jax sample` and ADM write them"
+    )
+    what.add_argument(
+        "--compare", type=path_flag, nargs=2, metavar="FILE.json", help="two results, if their protocols are the same"
+    )
     parser.add_argument(
-        "--output", metavar="DIR", help="where results go (default: evaluation/ in the workdir or, of a file, here)"
+        "--output",
+        type=path_flag,
+        metavar="DIR",
+        help="where results go (default: evaluation/ in the workdir or, of a file, here)",
     )
     parser.add_argument("--metrics", metavar="M[,M...]", help="default: all that there can be")
     parser.add_argument("--num_samples", type=int, help=f"default: {NUM_SAMPLES:,} drawn, or all that there are")
@@ -50,10 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     against = parser.add_argument_group("against what")
     against.add_argument(
-        "--reference", metavar="R", help="FILE.npz, a folder, or TFDS_NAME[:SPLIT] (default: the run's)"
+        "--reference", type=path_flag, metavar="R", help="FILE.npz, a folder, or TFDS_NAME[:SPLIT] (default: the run's)"
     )
     against.add_argument(
         "--features",
+        type=path_flag,
         help="classifier (trained now on the run's data set; with --samples, on the reference's), inception, resnet50, "
         "dinov2, or a converted network's file (default: the second or third, where weights/ has it, else the first)",
     )
@@ -62,11 +73,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     against.add_argument(
         "--text_encoder",
+        type=path_flag,
         default=TextConfig.path,
         metavar="DIR",
         help="of the model that ranks captions, with --metrics=retrieval (default: %(default)s)",
     )
-    against.add_argument("--lpips", metavar="FILE", help="LPIPS' weights (default: the autoencoder run's config)")
+    against.add_argument(
+        "--lpips", type=path_flag, metavar="FILE", help="LPIPS' weights (default: the autoencoder run's config)"
+    )
     how = parser.add_argument_group("how a diffusion model draws", "flags as those of `dit-jax sample`")
     how.add_argument("--labels", default="balanced", help="balanced (in turn) or random (default: %(default)s)")
     how.add_argument("--sampler", help="default: the run's config.sampling, as for the next three")

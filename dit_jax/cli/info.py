@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from dit_jax.cli.main import add_config_argument
+from dit_jax.cli.main import add_config_argument, path_flag
 from dit_jax.config import Config, load_config, undivided_activations
 
 HELP = "prints parameters, Gflops and shardings of a config or a checkpoint"
@@ -12,7 +12,7 @@ HELP = "prints parameters, Gflops and shardings of a config or a checkpoint"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's flags."""
     add_config_argument(parser, required=False)
-    parser.add_argument("--workdir", metavar="DIR", help="of a run, instead of --config")
+    parser.add_argument("--workdir", type=path_flag, metavar="DIR", help="of a run, instead of --config")
     parser.add_argument(
         "--verify", action="store_true", help="read all of --workdir's checkpoints, and say which are what was saved"
     )

@@ -11,6 +11,8 @@ import sys
 import time
 import traceback
 
+from dit_jax.files import user_path
+
 VERBS = ("train", "encode", "sample", "evaluate", "convert", "plan", "benchmark", "info", "report")
 CONFIG_FLAG = "--config."
 HUGE_PAGES = "glibc.malloc.hugetlb"  # of the C library's tunables
@@ -32,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
         module.add_arguments(subparser)
         subparser.set_defaults(run=module.run)
     argv, overrides = split_overrides(argv)
-    args = parser.parse_args(argv)
+    args = parse(parser, argv)
     foreign = [key for key, _ in overrides if not key.startswith(getattr(args, "overridable", "nothing"))]
     if foreign:
         parser.error(f"{args.verb} takes no {CONFIG_FLAG}{foreign[0]}=VALUE: a workdir has its own config")
@@ -56,6 +58,32 @@ def main(argv: list[str] | None = None) -> None:
         end_others(2, message, line)
         print(line, file=sys.stderr)
         sys.exit(2)
+
+
+def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    """Returns the flags; exits with 2 and one line where one is of a home folder that nobody knows."""
+    try:
+        return parser.parse_args(argv)
+    except UnknownHome as error:
+        print(f"dit-jax {argv[0]}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+class UnknownHome(Exception):
+    """Of a flag's path; argparse would put all of the usage before a ValueError."""
+
+
+def path_flag(text: str) -> str:
+    """The type of every flag that may be a file or a folder: `--workdir=~/run` reaches the program as it is here."""
+    try:
+        return user_path(text)
+    except ValueError as error:
+        raise UnknownHome(str(error)) from None
+
+
+def paths_flag(text: str) -> str:
+    """The type of a flag of several paths with commas between."""
+    return ",".join(map(path_flag, text.split(",")))
 
 
 def use_huge_pages() -> None:
@@ -95,6 +123,7 @@ def add_config_argument(parser: argparse.ArgumentParser, required: bool = True) 
     parser.set_defaults(overridable="")  # the prefix of the keys that may be
     parser.add_argument(
         "--config",
+        type=path_flag,
         required=required,
         metavar="FILE[:ARG]",
         help="config file, for example configs/fashion_mnist_dit.py; override its keys with --config.a.b=VALUE",

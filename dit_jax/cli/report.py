@@ -3,17 +3,26 @@
 import argparse
 import json
 
+from dit_jax.cli.main import path_flag
+
 HELP = "writes one HTML page of training runs and their samples"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's flags."""
     parser.add_argument(
-        "--workdir", action="append", required=True, metavar="DIR", help="of a run; give it again for further runs"
+        "--workdir",
+        type=path_flag,
+        action="append",
+        required=True,
+        metavar="DIR",
+        help="of a run; give it again for further runs",
     )
-    parser.add_argument("--samples", metavar="DIR", help="what `dit-jax sample --output` wrote")
-    parser.add_argument("--output", default="report.html", metavar="FILE", help="default: %(default)s")
-    parser.add_argument("--charts", metavar="DIR", help="also write the charts of held-out metrics there, as SVG")
+    parser.add_argument("--samples", type=path_flag, metavar="DIR", help="what `dit-jax sample --output` wrote")
+    parser.add_argument("--output", type=path_flag, default="report.html", metavar="FILE", help="default: %(default)s")
+    parser.add_argument(
+        "--charts", type=path_flag, metavar="DIR", help="also write the charts of held-out metrics there, as SVG"
+    )
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
 
 

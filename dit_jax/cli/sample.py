@@ -12,6 +12,7 @@ import pathlib
 import re
 import typing
 
+from dit_jax.cli.main import path_flag, paths_flag
 from dit_jax.config import ComputeConfig, Config, check_seed, override_config
 
 if typing.TYPE_CHECKING:
@@ -25,23 +26,32 @@ WHITE = 128  # of a mask, from which grey level on a pixel is painted
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's flags."""
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="of a diffusion run")
-    parser.add_argument("--output", metavar="DIR", help="where the images go (default: WORKDIR/samples/drawn)")
+    parser.add_argument("--workdir", type=path_flag, required=True, metavar="DIR", help="of a diffusion run")
+    parser.add_argument(
+        "--output", type=path_flag, metavar="DIR", help="where the images go (default: WORKDIR/samples/drawn)"
+    )
     parser.add_argument("--num_samples", type=int, help="default: 100; of prompts as many as there are, or 16")
     parser.add_argument(
         "--interpolate", type=int, metavar="N", help="N images from each (of the labels, prompts, layouts) to the next"
     )
     parser.add_argument("--labels", metavar="L[,L...]", help="classes, taken in turn (default: all of them)")
     parser.add_argument("--prompt", metavar="TEXT", help="what to draw, for a model of captions")
-    parser.add_argument("--prompts_file", metavar="FILE", help="prompts, one a line, taken in turn")
+    parser.add_argument("--prompts_file", type=path_flag, metavar="FILE", help="prompts, one a line, taken in turn")
     images = parser.add_argument_group(
         "from images", "files of the model's size; several, with commas, are taken in turn"
     )
-    images.add_argument("--image", metavar="FILE", help="to enlarge, to paint in (with --mask), or to start from")
-    images.add_argument("--mask", metavar="FILE", help="white where to paint; elsewhere the image stays as it is")
-    images.add_argument("--map", metavar="FILE", help="of the pixels' classes, for a model of semantic synthesis")
+    images.add_argument(
+        "--image", type=paths_flag, metavar="FILE", help="to enlarge, to paint in (with --mask), or to start from"
+    )
+    images.add_argument(
+        "--mask", type=paths_flag, metavar="FILE", help="white where to paint; elsewhere the image stays as it is"
+    )
+    images.add_argument(
+        "--map", type=paths_flag, metavar="FILE", help="of the pixels' classes, for a model of semantic synthesis"
+    )
     images.add_argument(
         "--layout",
+        type=path_flag,
         metavar="'CLASS LEFT TOP RIGHT BOTTOM; ...'",
         help="boxes to draw, in fractions of the image; or a file with a layout a line",
     )
@@ -50,7 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", help="a count, ddimN, or timesteps with commas between (default: the run's)")
     parser.add_argument("--cfg_scale", help="guidance, 1 is none (default: the run's config.sampling)")
     parser.add_argument(
-        "--classifier", metavar="DIR", help="of a classifier's run, which leads the drawing to the labels"
+        "--classifier",
+        type=path_flag,
+        metavar="DIR",
+        help="of a classifier's run, which leads the drawing to the labels",
     )
     parser.add_argument("--classifier_scale", type=float, default=1.0, help="of its gradient (default: %(default)s)")
     parser.add_argument("--eta", help="DDIM's noise, 0 is deterministic (default: the run's)")

@@ -10,7 +10,7 @@ import shutil
 import typing
 from contextlib import nullcontext
 
-from dit_jax.cli.main import add_config_argument
+from dit_jax.cli.main import add_config_argument, path_flag
 from dit_jax.config import Config, TextConfig, check_platform, fixed_differences, load_config
 from dit_jax.parallel.preemption import Preemption
 
@@ -30,7 +30,9 @@ NUM_PICTURES = 50  # images in a grid
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's flags."""
     add_config_argument(parser)
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="where the run lives; resumed if it exists")
+    parser.add_argument(
+        "--workdir", type=path_flag, required=True, metavar="DIR", help="where the run lives; resumed if it exists"
+    )
     parser.add_argument(
         "--replay_step",
         type=int,

@@ -32,7 +32,7 @@ from PIL import Image
 from dit_jax.config import DataConfig
 from dit_jax.data.archives import check_archive
 from dit_jax.data.transforms import CROP
-from dit_jax.files import file_lock, parse_json
+from dit_jax.files import file_lock, parse_json, user_path
 
 # TFDS name -> where Debian's package of the data set puts its raw files (Debian "dataset-fashion-mnist").
 DEBIAN_FOLDERS = {"fashion_mnist": "/usr/share/datasets/fashion-mnist"}
@@ -430,7 +430,7 @@ def _prepared(data: DataConfig) -> _Prepared:
 def _prepare(builder: Any, data: DataConfig) -> _Prepared:
     folder = data.raw_dir or DEBIAN_FOLDERS.get(builder.name)
     if folder and (data.raw_dir or pathlib.Path(folder).is_dir()):
-        _prepare_from_folder(builder, pathlib.Path(folder).expanduser())
+        _prepare_from_folder(builder, pathlib.Path(user_path(folder)))
         return _Prepared(builder, f"{data.name} from {folder}")
     try:
         _prepare_from_host(builder)
@@ -536,7 +536,10 @@ def _find_builder(data: DataConfig, data_dir: pathlib.Path | None = None) -> Any
             "imagenet2012:5.1.0 or imagenet_resized/64x64"
         )
     tfds = _import_tfds()
-    data_dir = data_dir or (pathlib.Path(data.data_dir).expanduser() if data.data_dir else None)
+    if data_dir is None and data.data_dir:
+        data_dir = pathlib.Path(user_path(data.data_dir))
+    elif data_dir is None and "TFDS_DATA_DIR" not in os.environ:
+        user_path("~/tensorflow_datasets")  # TFDS's own default: without a home it would be a folder named ~
     try:
         return tfds.builder(data.name, data_dir=data_dir)
     except Exception as error:  # its types and lengths differ by what is wrong with the name

@@ -14,6 +14,7 @@ from dit_jax.evaluation.features import extract_features
 from dit_jax.evaluation.measure import METRICS, SETTINGS, Reference, measure, obstacles, outputs_needed
 from dit_jax.evaluation.networks import NamedNetwork, named_network
 from dit_jax.evaluation.reference import load_reference
+from dit_jax.files import user_path
 
 
 class Evaluation(NamedTuple):
@@ -86,6 +87,6 @@ def make_evaluator(
       reference: of `load_reference`; None: the data set's training images.
       features: of `named_network`; cache: folder of what is computed once, "~" is the home.
     """
-    cache = pathlib.Path(cache).expanduser()
+    cache = pathlib.Path(user_path(os.fspath(cache)))
     network = named_network(features, data, cache)
     return Evaluator(network, load_reference(reference, data, network, mesh, cache), mesh)

@@ -34,6 +34,7 @@ from dit_jax.evaluation.generate import (
 )
 from dit_jax.evaluation.given import Given
 from dit_jax.evaluation.text_encoders import TEXT_ENCODER_DIR, CaptionEncoder, load_caption_encoder
+from dit_jax.files import user_path
 from dit_jax.models.autoencoder import Codec
 from dit_jax.models.averages import average_decays, length_name, reconstruction_weights
 from dit_jax.models.build import abstract_params, build_autoencoder, build_classifier, build_model
@@ -221,14 +222,14 @@ def load(
     """Returns the model of a workdir's newest good checkpoint (or of `step`); no config or flag is needed.
 
     Args:
-      workdir: of a run, or converted; step: of a checkpoint, None for the newest.
+      workdir: of a run, or converted, "~" is the home; step: of a checkpoint, None for the newest.
       average: a further average of the run's config, such as "decay_0.999"; None: its main one.
       ema_length: of an average to reconstruct from the run's snapshots up to that step (`models.averages`).
 
     Raises:
       ValueError: where there is no intact checkpoint, no such average or no snapshot.
     """
-    workdir = pathlib.Path(workdir)
+    workdir = pathlib.Path(user_path(os.fspath(workdir)))
     mesh = make_mesh(MeshConfig())
     config, params, step = _load_params(workdir, step, mesh, average, ema_length)
     if config.stage == "autoencoder":

@@ -20,7 +20,7 @@ from dit_jax.data.pipeline import Example, Transform, byte_transform, load_examp
 from dit_jax.data.sources import open_source, source_identity
 from dit_jax.evaluation.example_conditions import spread_positions
 from dit_jax.evaluation.text_encoders import CaptionEncoder, load_caption_encoder, load_text_encoder, text_digest
-from dit_jax.files import file_lock
+from dit_jax.files import file_lock, user_path
 from dit_jax.metrics.retrieval import ImageTextModel, retrieval_figures
 from dit_jax.types import Array, Params
 
@@ -86,7 +86,7 @@ def trained_retrieval(
     encoder = load_caption_encoder(text, text_encoder)
     key = {"data": source_identity(data), "split": data.train_split, "field": caption_field, "recipe": RECIPE}
     key |= {"text_encoder": text_digest(text, text_encoder), "jax": jax.__version__}
-    path = pathlib.Path(cache).expanduser() / f"retrieval-{_digest(key)}.safetensors"
+    path = pathlib.Path(user_path(os.fspath(cache))) / f"retrieval-{_digest(key)}.safetensors"
     module, held_out = ImageTextModel(), open_source(data, data.eval_split)
     with file_lock(path.with_suffix(".lock")):
         if not path.is_file():

@@ -7,6 +7,8 @@ import tempfile
 
 import jax
 
+from dit_jax.files import user_path
+
 DIRECTORY, MIN_SECONDS = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
 
 
@@ -20,14 +22,15 @@ def use_compilation_cache(directory: str | None) -> str | None:
     if MIN_SECONDS.upper() not in os.environ:
         jax.config.update(MIN_SECONDS, 0.0)  # hundreds of small programs run before the first step, too: keep all
     if directory is not None:
-        directory = pathlib.Path(directory).expanduser()
         try:
+            directory = pathlib.Path(user_path(directory))
             directory.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=directory):
                 pass
-        except OSError as error:
+        except (OSError, ValueError) as error:  # of the disk, or of a home folder that is not known
+            reason = getattr(error, "strerror", None) or error
             print(
-                f"config.compute.compilation_cache={directory} cannot be written ({error.strerror}): "
+                f"config.compute.compilation_cache={directory} cannot be written ({reason}): "
                 "everything is compiled anew at each start",
                 file=sys.stderr,
                 flush=True,
