@@ -7,8 +7,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 LADDER = (  # lowest first; folders and modules on one rung do not import each other
-    {"files", "types"},
-    {"config"},
+    {"files", "terminal"},
+    {"config", "types"},
     {"nn"},
     {"models", "perceptual", "diffusion", "data", "parallel", "metrics", "pretrained", "checkpoint"},
     {"training", "evaluation", "planning"},

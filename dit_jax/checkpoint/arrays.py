@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from dit_jax.checkpoint.content import leaf_name
 
+
 class OrbaxPath(epath.gpath.PosixGPath):
     """A folder as Orbax takes it, that is found also where its name has a wildcard: [, ], * or ?."""
 

@@ -11,6 +11,7 @@ import typing
 
 from dit_jax.cli.main import add_config_argument, path_flag
 from dit_jax.config import Config, check_platform, load_config
+from dit_jax.terminal import progress
 
 if typing.TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -49,7 +50,6 @@ def run(args: argparse.Namespace) -> None:
     use_compilation_cache(config.compute.compilation_cache)
     start_processes()
     import jax
-    from tqdm import tqdm
 
     from dit_jax.cli.plan import with_scale
     from dit_jax.evaluation.speed import num_chips, peak_memory
@@ -71,8 +71,9 @@ def run(args: argparse.Namespace) -> None:
         "global_batch_size": config.training.global_batch_size,
     }
     measures = {"train": measure_train, "data": measure_data, "encode": measure_encode, "sample": measure_sample}
-    for part in (progress := tqdm(parts, desc="measuring", unit="part", disable=not is_first())):
-        progress.set_postfix_str(part)
+    bar = progress(parts, total=len(parts), unit="part", description="measuring: part", active=is_first())
+    for part in bar:
+        bar.set_postfix_str(part)
         more = {"profile": args.profile} if part == "train" else {}
         report[part] = measures[part](config, mesh, args.steps, **more)
     report["peak_memory_bytes"], report["peak_memory_of"] = peak_memory()

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from dit_jax.cli.main import add_config_argument, path_flag
 from dit_jax.config import Config, DataConfig, load_config
+from dit_jax.terminal import progress, tell
 
 if typing.TYPE_CHECKING:
     import numpy as np
@@ -281,34 +282,31 @@ def export_autoencoder(params: "Params", step: int, config: Config, folder: path
 
 def find_damaged(writer: "LatentCacheWriter") -> list["Shard"]:
     """Returns the shards of a complete cache that are missing or have another SHA-256 than they were written with."""
-    from tqdm import tqdm
-
     damaged = []
-    with tqdm(total=sum(shard.count for shard in writer.shards), desc="checking", unit="image") as progress:
+    total = sum(shard.count for shard in writer.shards)
+    with progress(total=total, unit="image", description="checking: image") as bar:
         for shard in writer.shards:
             if not writer.is_intact(shard):
                 damaged.append(shard)
-            progress.update(shard.count)
+            bar.update(shard.count)
     return damaged
 
 
 def encode_missing(writer: "LatentCacheWriter", encoder: ShardEncoder) -> int:
     """Writes what no other process does, until every shard is there; returns the number of images."""
-    from tqdm import tqdm
-
     left = sum(shard.count for shard in writer.shards if not writer.is_written(shard))
     if not left:
         return 0
-    with tqdm(total=left, desc="encoding", unit="image") as progress:
+    with progress(total=left, unit="image", description="encoding: image") as bar:
 
         def batches(shard: "Shard") -> Iterator[tuple]:
             for batch in encoder.batches(shard):
                 yield batch
-                progress.update(len(batch[0]))
+                bar.update(len(batch[0]))
                 for line in encoder.bad_examples[shard.split].news():
-                    tqdm.write(line, file=sys.stderr)
+                    tell(line)
 
-        for shard in writer.missing_shards(lambda shard: progress.set_postfix_str(f"waiting for {shard.name}")):
-            progress.set_postfix_str(shard.name)
+        for shard in writer.missing_shards(lambda shard: bar.set_postfix_str(f"waiting for {shard.name}")):
+            bar.set_postfix_str(shard.name)
             writer.write_shard(shard, batches(shard))
-        return progress.n
+        return bar.n

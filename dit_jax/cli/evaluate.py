@@ -28,6 +28,7 @@ from dit_jax.config import (
     override_config,
     override_data,
 )
+from dit_jax.terminal import progress
 
 HELP = "measures samples, a diffusion model or an autoencoder, with the protocol"
 NUM_PICTURES = 50  # images in an autoencoder's grid
@@ -420,7 +421,6 @@ def evaluate_autoencoder(args: argparse.Namespace, step: int, config: Config) ->
 
     import numpy as np
     from PIL import Image
-    from tqdm import tqdm
 
     from dit_jax.checkpoint import params_digest
     from dit_jax.config import MeshConfig
@@ -429,6 +429,7 @@ def evaluate_autoencoder(args: argparse.Namespace, step: int, config: Config) ->
     from dit_jax.evaluation.loaded import load
     from dit_jax.evaluation.pictures import make_reconstructor, reconstruction_grid
     from dit_jax.evaluation.reconstruction import measure_reconstructions, reconstructed
+    from dit_jax.parallel.distributed import is_first
     from dit_jax.parallel.mesh import batch_shards, local_rows, make_mesh, prefetch
     from dit_jax.perceptual.lpips import load_lpips
 
@@ -449,15 +450,17 @@ def evaluate_autoencoder(args: argparse.Namespace, step: int, config: Config) ->
             num_examples=args.num_samples,
             num_threads=config.data.num_threads,
         )
-        return tqdm(prefetch(found, mesh, batch_size), total=num_batches, desc=name, unit="batch")
+        return progress(
+            prefetch(found, mesh, batch_size), total=num_batches, unit="batch", description=name, active=is_first()
+        )
 
     module = model.codec.module
-    values = measure_reconstructions(module, model.params, lpips_params, batches("evaluating"), metrics)
+    values = measure_reconstructions(module, model.params, lpips_params, batches("evaluating: batch"), metrics)
     protocol = {}
     if "rfd" in metrics:
         args.reference = args.reference or f"{config.data.name}:{config.data.eval_split}"
         evaluator = evaluator_of(args, config.data)
-        images = evaluator.evaluate(reconstructed(module, model.params, batches("reconstructing")), None, ["fd"])
+        images = evaluator.evaluate(reconstructed(module, model.params, batches("reconstructing: batch")), None, ["fd"])
         values |= {f"r{name}": value for name, value in images.values.items()}  # rfid, or rfd_classifier_10k
         protocol = evaluator.protocol(["fd"])
     count = min(len(source), NUM_PICTURES)

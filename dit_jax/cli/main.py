@@ -12,6 +12,7 @@ import time
 import traceback
 
 from dit_jax.files import user_path
+from dit_jax.terminal import silence_tensorflow
 
 VERBS = ("train", "encode", "sample", "evaluate", "convert", "plan", "benchmark", "info", "report")
 CONFIG_FLAG = "--config."
@@ -39,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     if foreign:
         parser.error(f"{args.verb} takes no {CONFIG_FLAG}{foreign[0]}=VALUE: a workdir has its own config")
     args.overrides, args.started = overrides, started
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow only writes files here
+    silence_tensorflow()
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         args.run(args)

@@ -33,6 +33,7 @@ from dit_jax.config import DataConfig
 from dit_jax.data.archives import check_archive
 from dit_jax.data.transforms import CROP
 from dit_jax.files import file_lock, parse_json, user_path
+from dit_jax.terminal import silence_tensorflow, tell
 
 # TFDS name -> where Debian's package of the data set puts its raw files (Debian "dataset-fashion-mnist").
 DEBIAN_FOLDERS = {"fashion_mnist": "/usr/share/datasets/fashion-mnist"}
@@ -509,8 +510,8 @@ def _run_builder(builder: Any, **download_config: Any) -> None:
     """Downloads and prepares, in a folder that TFDS renames at the end: a kill leaves nothing that looks prepared."""
     tfds = _import_tfds()
     tfds.display_progress_bar(sys.stderr.isatty())
-    logging.info("preparing %s in %s", builder.name, builder.data_dir)
-    with contextlib.redirect_stdout(sys.stderr):  # TFDS prints there; a program's figures must stay alone
+    tell(f"preparing {builder.name} in {builder.data_dir}")
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells there that it does not know the sizes
         builder.download_and_prepare(
             file_format="array_record", download_config=tfds.download.DownloadConfig(**download_config)
         )
@@ -597,7 +598,7 @@ def _preparation_lock(path: pathlib.Path) -> Iterator[None]:
 
 
 def _import_tfds() -> Any:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # JAX's own default; TensorFlow announces the CPU's features
+    silence_tensorflow()
     import tensorflow_datasets as tfds
 
     return tfds

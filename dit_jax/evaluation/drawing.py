@@ -19,8 +19,8 @@ from typing import Any
 import jax
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
+from dit_jax import terminal
 from dit_jax.checkpoint import params_digest
 from dit_jax.config import SamplingConfig, check_sampling, config_to_dict
 from dit_jax.evaluation.generate import (
@@ -99,7 +99,9 @@ class Drawing:
         numbers = range(-(-self.num_images // size))
         missing = [number for number in numbers if parts.read(number) is None]
         done = self.num_images - sum(len(self._rows(number)) for number in missing)
-        with tqdm(total=self.num_images, initial=done, desc="sampling", unit="image", disable=not progress) as bar:
+        with terminal.progress(
+            total=self.num_images, initial=done, unit="image", description="sampling: image", active=progress
+        ) as bar:
             for number, images in self._drawn(missing):
                 parts.write(number, images)
                 bar.update(len(images))

@@ -19,6 +19,7 @@ from dit_jax.evaluation.parts import Parts
 from dit_jax.evaluation.protocol import UINT8_RULE, make_card
 from dit_jax.metrics.adm_files import SamplesFile
 from dit_jax.models.cost import describe_cost
+from dit_jax.parallel.distributed import is_first
 
 NOT_PROTOCOL = ("batch_size", "decode_batch_size")  # of the sampling: how it is computed, not what
 READ_IMAGES = 1024  # of a file at once
@@ -70,7 +71,7 @@ def drawn(
     """Gives the images of labels, some at a time; each of several processes gets all of them, at once."""
     if jax.process_count() > 1:
         model = dataclasses.replace(model, config=dataclasses.replace(model.config, sampling=settings.sampling))
-        yield iter([model.sample(labels, seed=settings.seed, progress=True)])
+        yield iter([model.sample(labels, seed=settings.seed, progress=is_first())])
         return
     drawing = Drawing(model, labels, settings.sampling, settings.seed)
     folder.mkdir(parents=True, exist_ok=True)

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from tqdm import tqdm
 
+from dit_jax import terminal
 from dit_jax.config import Config, SamplingConfig, check_sampling, override_section
 from dit_jax.diffusion.classifier_guidance import class_gradient, led
 from dit_jax.diffusion.guidance import between, guidance_scales, guided
@@ -115,7 +115,9 @@ def make_generator(
         check_known(config, sampling, known)
         images = []
         starts = range(0, num_images, batch_size)
-        for start in tqdm(starts, desc="sampling", unit="batch", disable=not progress):
+        for start in terminal.progress(
+            starts, total=len(starts), unit="batch", description="sampling: batch", active=progress
+        ):
             rows = np.minimum(np.arange(start, start + batch_size), num_images - 1)  # the last batch repeats its end
             rows, (own, around, between) = put_rows(rows, (conditions, known, path), mesh)
             drawn = draw(params, codec, seed, rows, own, known=around, classifier=classifier, path=between)

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from dit_jax.config import DataConfig
 from dit_jax.data.pipeline import byte_transform, eval_batches
@@ -38,6 +37,7 @@ from dit_jax.metrics.adm_files import COUNT, FEATURES, IMAGES, SamplesFile, has_
 from dit_jax.metrics.frechet import Statistics, StatisticsAccumulator
 from dit_jax.parallel.distributed import is_first
 from dit_jax.parallel.mesh import on_all_processes
+from dit_jax.terminal import progress
 
 READ_IMAGES = 256  # at once
 MAX_FEATURES = 10_000  # images whose features are kept: those of the published precision and recall
@@ -186,9 +186,15 @@ def _statistics(images: ReferenceImages, network: NamedNetwork, mesh: Mesh) -> d
     count = min(MAX_FEATURES, images.num_images)
     wanted = np.arange(count) * images.num_images // count  # evenly spaced: of every class, where they are in order
     kept, start = [], 0
-    progress = tqdm(images.batches(), total=-(-images.num_images // READ_IMAGES), desc="reference", unit="batch")
+    batches = progress(
+        images.batches(),
+        total=-(-images.num_images // READ_IMAGES),
+        unit="batch",
+        description="reference: batch",
+        active=is_first(),
+    )
     wanted_outputs = tuple(name for name in FEATURES if name in network.outputs)
-    for outputs in extract_features(network.network, progress, mesh, wanted_outputs):
+    for outputs in extract_features(network.network, batches, mesh, wanted_outputs):
         for name in wanted_outputs:
             accumulators.setdefault(name, StatisticsAccumulator()).add(outputs[name])
         features = outputs["pool"]

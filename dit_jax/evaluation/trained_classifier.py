@@ -15,7 +15,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 from safetensors import safe_open
 from safetensors.numpy import save_file
-from tqdm import tqdm
 
 from dit_jax.config import DataConfig
 from dit_jax.data.pipeline import byte_transform, eval_batches, train_batches
@@ -23,6 +22,7 @@ from dit_jax.data.sources import open_source, source_identity
 from dit_jax.files import file_lock
 from dit_jax.metrics.classifier import Classifier
 from dit_jax.parallel.distributed import is_first
+from dit_jax.terminal import progress
 from dit_jax.types import Array, Params
 
 # Whatever changes the weights is here, for it names the file that keeps them.
@@ -115,7 +115,9 @@ def train_classifier(module: Classifier, data: DataConfig, source: Any) -> Param
     )
     with jax.default_device(jax.local_devices()[0]):
         params, state = create()
-        for batch in tqdm(batches, total=num_steps, desc="training a classifier", unit="step"):
+        for batch in progress(
+            batches, total=num_steps, unit="step", description="training a classifier: step", active=is_first()
+        ):
             params, state = step(params, state, batch["image"], batch["label"])
         return jax.tree.map(np.asarray, params)
 

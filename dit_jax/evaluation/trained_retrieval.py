@@ -13,7 +13,6 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import safe_open
 from safetensors.numpy import save_file
-from tqdm import tqdm
 
 from dit_jax.config import DataConfig, TextConfig
 from dit_jax.data.pipeline import Example, Transform, byte_transform, load_examples, train_batches
@@ -22,6 +21,8 @@ from dit_jax.evaluation.example_conditions import spread_positions
 from dit_jax.evaluation.text_encoders import CaptionEncoder, load_caption_encoder, load_text_encoder, text_digest
 from dit_jax.files import file_lock, user_path
 from dit_jax.metrics.retrieval import ImageTextModel, retrieval_figures
+from dit_jax.parallel.distributed import is_first
+from dit_jax.terminal import progress
 from dit_jax.types import Array, Params
 
 # Whatever changes the weights is here, for it names the file that keeps them.
@@ -162,7 +163,9 @@ def train_retrieval(
     )
     with jax.default_device(jax.local_devices()[0]):
         params, state = None, None
-        for batch in tqdm(batches, total=num_steps, desc="training an image-text model", unit="step"):
+        for batch in progress(
+            batches, total=num_steps, unit="step", description="training an image-text model: step", active=is_first()
+        ):
             text = pooled(batch["caption"].tolist())
             if params is None:
                 params = jax.jit(module.init)(jax.random.key(RECIPE["seed"]), batch["image"], text)["params"]

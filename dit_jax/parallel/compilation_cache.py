@@ -8,6 +8,7 @@ import tempfile
 import jax
 
 from dit_jax.files import user_path
+from dit_jax.terminal import silence_libtpu
 
 DIRECTORY, MIN_SECONDS = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
 
@@ -17,6 +18,7 @@ def use_compilation_cache(directory: str | None) -> str | None:
 
     To be called before anything is compiled. A folder that cannot be written costs a line, and never the run.
     """
+    silence_libtpu()
     if DIRECTORY.upper() in os.environ:
         return os.environ[DIRECTORY.upper()] or None
     if MIN_SECONDS.upper() not in os.environ:

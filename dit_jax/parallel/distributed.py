@@ -23,6 +23,8 @@ from collections.abc import Mapping
 import jax
 from jax._src import distributed  # jax.distributed has no public access to the service's keys and barriers
 
+from dit_jax.terminal import silence_libtpu, silence_native_output
+
 COORDINATOR, NUM_PROCESSES, PROCESS_ID = "DIT_JAX_COORDINATOR", "DIT_JAX_NUM_PROCESSES", "DIT_JAX_PROCESS_ID"
 TPU_METADATA = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/"
 HEARTBEAT_SECONDS = 30  # without a sign of life, after which a process counts as dead and ends the others; JAX: 100
@@ -47,7 +49,9 @@ def start_processes() -> None:
         return
     explicit = explicit_processes(os.environ)
     if not (explicit or in_slurm_step(os.environ) or on_tpu_pod(os.environ)):
+        silence_libtpu()
         return
+    silence_native_output()
     # It would swallow SIGTERM, by which a process is asked to end, and nothing here asks it about that.
     jax.config.update("jax_enable_preemption_service", False)
     try:

@@ -12,6 +12,7 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dit_jax.config import MeshConfig, round_to_multiple
+from dit_jax.terminal import silence_libtpu
 from dit_jax.types import Batch
 
 BATCH_AXES = ("data", "fsdp")  # the mesh axes that split the batch
@@ -25,6 +26,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     Raises:
       ValueError: where the axes' sizes do not multiply to the number of devices, or the slices do not divide the data.
     """
+    silence_libtpu()
     devices = jax.devices() if devices is None else devices
     sizes, num_devices = config.axes, len(devices)
     given = math.prod(size for size in sizes.values() if size != -1)

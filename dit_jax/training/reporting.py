@@ -6,17 +6,14 @@ Where the storage fails, such as a full disk, that is told once and the run goes
 import concurrent.futures
 import contextlib
 import pathlib
-import sys
 import time
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 import PIL.Image
-import tqdm
 
 from dit_jax.metrics import history
-
-PLAIN_INTERVAL_SECONDS = 10.0  # between the lines that stand for the progress bar where there is no terminal
+from dit_jax.terminal import progress, silence_tensorflow, tell
 
 
 class Reporter:
@@ -37,12 +34,8 @@ class Reporter:
         self._num_train_steps, self._start_step = num_train_steps, start_step
         self._seconds_before = history.resume_metrics(self._workdir, start_step)
         self._start_time = time.monotonic()
-        self._line: tuple[float, int] | None = None  # time and step of the newest line that stands for the bar
         self._log_file = (self._workdir / "log.txt").open("a", encoding="utf-8")
-        self._terminal = sys.stderr.isatty()
-        self._bar = tqdm.tqdm(
-            total=num_train_steps, initial=start_step, disable=not self._terminal, unit="step", dynamic_ncols=True
-        )
+        self._bar = progress(total=num_train_steps, initial=start_step, unit="step", description="step")
         # Importing clu takes many seconds, most of them TensorFlow's. One thread imports it, at the first metrics, and
         # writes what is queued meanwhile, in order, so that no step waits for it.
         self._thread = concurrent.futures.ThreadPoolExecutor(1, "events")
@@ -60,7 +53,7 @@ class Reporter:
         """Writes a message to the terminal and, with the time, to `log.txt`."""
         if not self._active:
             return
-        _tell(message)
+        tell(message)
         with self._surviving("log.txt"):
             self._log_file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
             self._log_file.flush()
@@ -77,30 +70,15 @@ class Reporter:
                 raise
             if what not in self._failing:
                 self._failing.add(what)
-                _tell(f"warning: {what} in {self._workdir} cannot be written: {' '.join(str(error).split())}")
+                tell(f"warning: {what} in {self._workdir} cannot be written: {' '.join(str(error).split())}")
 
     def progress(self, step: int, loss: float | None = None) -> None:
-        """Shows how far the run is after `step` steps: a bar or, where there is no terminal, a line now and then."""
+        """Shows how far the run is after `step` steps."""
         if not self._active:
             return
-        if self._terminal:
-            if loss is not None:
-                self._bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
-            self._bar.update(step - self._bar.n)
-            return
-        now = time.monotonic()
-        parts = [f"step {step} of {self._num_train_steps} ({step / self._num_train_steps:.0%})"]
         if loss is not None:
-            parts.append(f"loss {loss:.4g}")
-        if self._line is not None:  # else this is the first step, with its compilation: no measure of the rate
-            line_time, line_step = self._line
-            if now - line_time < PLAIN_INTERVAL_SECONDS and step < self._num_train_steps:
-                return
-            rate = max(step - line_step, 1) / max(now - line_time, 1e-9)
-            left = tqdm.tqdm.format_interval((self._num_train_steps - step) / rate)
-            parts += [f"{rate:.3g} steps/s", f"{left} left"]
-        _tell(", ".join(parts))
-        self._line = now, step
+            self._bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
+        self._bar.update(step - self._bar.n)
 
     def scalars(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Adds metrics after `step` steps to the curves: JSON lines (at once) and TensorBoard events."""
@@ -162,12 +140,6 @@ class Reporter:
                 self._writer.close()
 
 
-def _tell(message: str) -> None:
-    with contextlib.suppress(OSError):  # it may be a file on the same disk
-        tqdm.tqdm.write(message, file=sys.stderr)
-        sys.stderr.flush()
-
-
 def _resume_events(workdir: pathlib.Path, start_step: int):
     """Returns a writer of events, where those up to a step are what the JSON lines say: the thread may lag behind."""
     written = _drop_events_after(workdir / "metrics", start_step)
@@ -186,6 +158,7 @@ def _drop_events_after(directory: pathlib.Path, step: int) -> set[tuple[int, str
     paths = sorted(directory.glob("events.*"))
     if not paths:
         return kept
+    silence_tensorflow()
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
@@ -205,6 +178,7 @@ def _drop_events_after(directory: pathlib.Path, step: int) -> set[tuple[int, str
 
 
 def _make_summary_writer(directory: pathlib.Path):
+    silence_tensorflow()
     from clu import metric_writers
 
     return metric_writers.SummaryWriter(str(directory))
