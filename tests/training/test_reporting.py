@@ -1,5 +1,6 @@
 import os
 import resource
+import sys
 
 import numpy as np
 import PIL.Image
@@ -175,13 +176,13 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(tmp_path, writer, ca
 
 
 def test_progress_on_a_terminal_is_a_bar_that_messages_leave_whole(tmp_path, writer, capsys, monkeypatch):
-    monkeypatch.setattr(reporting.sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with Reporter(tmp_path, num_train_steps=4, start_step=2) as reporter:
         reporter.progress(3, loss=0.5)
         reporter.log("half")
         reporter.progress(4, loss=0.25)
     shown = capsys.readouterr().err
-    assert "half\n" in shown and "4/4" in shown and "loss=0.25" in shown
+    assert "half\n" in shown and "4/4" in shown and "loss 0.25" in shown
 
 
 def test_messages_go_to_the_terminal_and_with_the_time_to_the_log(tmp_path, writer, capsys):
