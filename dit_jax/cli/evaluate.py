@@ -44,7 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workdir", type=path_flag, metavar="DIR", help="of a diffusion or autoencoder run, or converted"
     )
     what.add_argument(
-        "--samples", type=path_flag, metavar="FILE.npz", help="images, as `dit-jax sample` and ADM write them"
+        "--samples",
+        type=path_flag,
+        metavar="PATH",
+        help="images: an .npz as `dit-jax sample` and ADM write them, an .npy, or a folder of pictures",
     )
     what.add_argument(
         "--compare", type=path_flag, nargs=2, metavar="FILE.json", help="two results, if their protocols are the same"
@@ -156,7 +159,7 @@ def compare(one: str, other: str, varied: list[str], as_json: bool) -> None:
 
 
 def evaluate_samples(args: argparse.Namespace) -> None:
-    """Measures a file of images."""
+    """Measures the images of a file or a folder."""
     for key, _ in args.overrides:
         if key.partition(".")[0] != "data" or key in FROM_FILE:
             raise ValueError(f"--config.{key} cannot be set for --samples: they are drawn already; leave it out")
@@ -165,13 +168,12 @@ def evaluate_samples(args: argparse.Namespace) -> None:
     from dit_jax.data.sources import tfds_classes
     from dit_jax.evaluation.evaluated import evaluate_file
     from dit_jax.evaluation.reference import reference_data
-    from dit_jax.metrics.adm_files import SamplesFile
+    from dit_jax.evaluation.samples import open_samples
+    from dit_jax.metrics.adm_files import is_array_file
 
-    file = SamplesFile(args.samples)
-    if file.shape[1] != file.shape[2]:
-        raise ValueError(f"--samples={args.samples} has images of {file.shape[1]} x {file.shape[2]}; give square ones")
+    file = open_samples(args.samples)
     data = override_data(DataConfig(name="", image_size=file.shape[1]), args.overrides)
-    if not (args.reference.endswith(".npz") or os.path.isdir(args.reference)):
+    if not (is_array_file(args.reference) or os.path.isdir(args.reference)):
         data, _ = reference_data(args.reference, data)
         data = dataclasses.replace(data, channels=tfds_classes(data)[1])
     elif args.features == "classifier":

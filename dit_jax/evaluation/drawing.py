@@ -34,9 +34,10 @@ from dit_jax.evaluation.generate import (
 )
 from dit_jax.evaluation.loaded import LoadedModel
 from dit_jax.evaluation.parts import Parts
+from dit_jax.evaluation.reference import SAMPLES_NAME
 from dit_jax.types import Conditions
 
-SAMPLES_NAME, RECORD_NAME = "samples.npz", "samples.json"
+RECORD_NAME, PICTURES_NAME = "samples.json", "png"
 NPZ_TIME = (1980, 1, 1, 0, 0, 0)  # of every member, so that the bytes do not tell when they were written
 
 

@@ -17,6 +17,7 @@ from dit_jax.evaluation.generate import evaluation_labels
 from dit_jax.evaluation.loaded import LoadedModel
 from dit_jax.evaluation.parts import Parts
 from dit_jax.evaluation.protocol import UINT8_RULE, make_card
+from dit_jax.evaluation.samples import FolderSamples
 from dit_jax.metrics.adm_files import SamplesFile
 from dit_jax.models.cost import describe_cost
 from dit_jax.parallel.distributed import is_first
@@ -102,22 +103,34 @@ def checkpoint_protocol(model: LoadedModel, average: str | None, settings: Sampl
 
 
 def evaluate_file(
-    file: SamplesFile, num_samples: int | None, evaluator: Evaluator, asked: Sequence[str] | None
+    file: SamplesFile | FolderSamples, num_samples: int | None, evaluator: Evaluator, asked: Sequence[str] | None
 ) -> dict[str, Any]:
-    """Returns the card of a file's first images, all of them where `num_samples` is None."""
+    """Returns the card of the first images of a file or folder, all of them where `num_samples` is None."""
     count = len(file) if num_samples is None else num_samples
     if count > len(file):
         raise ValueError(f"--num_samples={count} must be at most {len(file)}, the images of {file.path}")
     metrics, left_out = evaluator.choose(asked, count, has_labels=file.labels is not None)
-    starts = range(0, count, READ_IMAGES)
-    parts = (part[: count - start] for start, part in zip(starts, file.batches(READ_IMAGES), strict=False))
-    found = evaluator.evaluate(parts, None if file.labels is None else file.labels[:count], metrics)
-    labels = None if file.labels is None else "of the file"
-    samples = {"num_samples": count, "labels": labels, "source": "a file of images"}
+    found = evaluator.evaluate(
+        first_images(file.batches(READ_IMAGES), count), None if file.labels is None else file.labels[:count], metrics
+    )
     return make_card(
         found.values,
         found.notes,
         left_out,
         {"images": found.images},
-        {"samples": samples} | evaluator.protocol(metrics),
+        file_protocol(file, count) | evaluator.protocol(metrics),
     )
+
+
+def file_protocol(file: SamplesFile | FolderSamples, count: int) -> dict[str, Any]:
+    """Returns what a card says of samples that were not drawn now."""
+    labels = None if file.labels is None else "of the file"
+    return {"samples": {"num_samples": count, "labels": labels, "source": file.kind}}
+
+
+def first_images(batches: Iterator[np.ndarray], count: int) -> Iterator[np.ndarray]:
+    """Yields the first images of batches; no batch after them is read."""
+    while count > 0:
+        batch = next(batches)[:count]
+        count -= len(batch)
+        yield batch

@@ -17,7 +17,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from dit_jax.checkpoint import CHECKPOINTS, CONFIG_FILE
 from dit_jax.config import DataConfig
+from dit_jax.data.latent_cache import MANIFEST_NAME as CACHE_MANIFEST
+from dit_jax.data.latent_cache import PLAN_NAME as CACHE_PLAN
 from dit_jax.data.pipeline import byte_transform, eval_batches
 from dit_jax.data.sources import (
     IMAGE_SUFFIXES,
@@ -33,13 +36,23 @@ from dit_jax.data.transforms import CROP
 from dit_jax.evaluation.features import extract_features
 from dit_jax.evaluation.measure import Reference
 from dit_jax.evaluation.networks import NamedNetwork
-from dit_jax.metrics.adm_files import COUNT, FEATURES, IMAGES, SamplesFile, has_statistics, read_statistics
+from dit_jax.metrics.adm_files import (
+    COUNT,
+    FEATURES,
+    IMAGES,
+    SamplesFile,
+    bounded_batch,
+    has_statistics,
+    is_array_file,
+    read_statistics,
+)
 from dit_jax.metrics.frechet import Statistics, StatisticsAccumulator
 from dit_jax.parallel.distributed import is_first
 from dit_jax.parallel.mesh import on_all_processes
 from dit_jax.terminal import progress
 
 READ_IMAGES = 256  # at once
+SAMPLES_NAME = "samples.npz"  # of `dit-jax sample`
 MAX_FEATURES = 10_000  # images whose features are kept: those of the published precision and recall
 
 
@@ -55,11 +68,14 @@ class FolderImages(Source):
     """Every image below a folder, in the order of their paths."""
 
     def __init__(self, folder: str | os.PathLike):
-        """Raises ValueError where there is no image."""
+        """Raises ValueError where there is no image, or where they are a run's own pictures and no images."""
         root = pathlib.Path(folder)
+        refuse_own_folder(root)
         self.paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
         if not self.paths:
             raise ValueError(f"{folder} has no images ({', '.join(IMAGE_SUFFIXES)}); give a folder that has")
+        for parent in {path.parent for path in self.paths}:
+            refuse_own_folder(parent)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -90,16 +106,32 @@ def reference_data(reference: str, data: DataConfig) -> tuple[DataConfig, str]:
     return dataclasses.replace(other, num_classes=num_classes), split or DataConfig.train_split
 
 
+def refuse_own_folder(folder: pathlib.Path) -> None:
+    """Raises ValueError where a folder's pictures are not images to measure, but show what a run or a drawing made."""
+    folder = folder.resolve()
+    places = [folder, folder.parent] if folder.name in ("samples", "evaluation") else [folder]  # of a run's pictures
+    for place in places:
+        if (place / CONFIG_FILE).is_file() and (place / CHECKPOINTS).is_dir():
+            raise ValueError(
+                f"{folder} is of a run, whose pictures show its progress; give a folder of images, or the images that "
+                f"`dit-jax sample --workdir={place}` draws"
+            )
+    if (folder / CACHE_MANIFEST).is_file() and (folder / CACHE_PLAN).is_file():
+        raise ValueError(f"{folder} is a latent cache and has no images; give the folder or data set that it is of")
+    if (folder / SAMPLES_NAME).is_file():
+        raise ValueError(f"{folder} is a drawing, whose pictures show many images in one; give {folder / SAMPLES_NAME}")
+
+
 def open_reference(reference: str | None, data: DataConfig) -> ReferenceImages:
     """Returns the images of a reference.
 
     Args:
-      reference: an `.npz` file with images, a folder, or a TFDS name with its split after a colon (default: the
-        training split); None: the training images of `data` themselves.
+      reference: an `.npz` or `.npy` file with images, a folder, or a TFDS name with its split after a colon (default:
+        the training split); None: the training images of `data` themselves.
       data: the size and channels of the images that it is compared with; folders and data sets are brought to them as
         they are in training.
     """
-    if reference is not None and reference.endswith(".npz"):
+    if reference is not None and is_array_file(reference):
         return _file_images(SamplesFile(reference), data.image_size)
     if reference is not None and pathlib.Path(reference).is_dir():
         source = FolderImages(reference)
@@ -111,14 +143,15 @@ def open_reference(reference: str | None, data: DataConfig) -> ReferenceImages:
         identity = {"name": pathlib.Path(data.name).name, "split": split, "sha256": content_digest(data, split)}
     identity |= {"num_images": len(source), "image_size": data.image_size, "channels": data.channels, "crop": CROP}
 
-    def batches() -> Iterator[np.ndarray]:
-        transform = byte_transform(data, train=False)
-        for batch in eval_batches(
-            source, transform, batch_size=READ_IMAGES, rows=range(READ_IMAGES), num_threads=data.num_threads
-        ):
-            yield batch["image"][batch["mask"] > 0]
+    return ReferenceImages(identity, len(source), lambda: image_batches(source, data, READ_IMAGES))
 
-    return ReferenceImages(identity, len(source), batches)
+
+def image_batches(source: Source, data: DataConfig, batch_size: int) -> Iterator[np.ndarray]:
+    """Yields a source's images in order, cut as in training, uint8 [n, H, W, 3], n at most `batch_size`."""
+    size = bounded_batch(batch_size, (len(source), data.image_size, data.image_size, 3))
+    transform, threads = byte_transform(data, train=False), data.num_threads
+    for batch in eval_batches(source, transform, batch_size=size, rows=range(size), num_threads=threads):
+        yield batch["image"][batch["mask"] > 0]
 
 
 def _file_images(file: SamplesFile, image_size: int) -> ReferenceImages:
@@ -139,7 +172,7 @@ def load_reference(
     Of an `.npz` file that has Inception's statistics these are taken, where that is the network.
     """
     published = None
-    if reference is not None and reference.endswith(".npz") and has_statistics(reference):
+    if reference is not None and is_array_file(reference) and has_statistics(reference):
         with np.load(reference, allow_pickle=False) as file:
             has_images, has_spatial = IMAGES in file, FEATURES["spatial"][0] in file
         if network.key == "inception":
@@ -186,20 +219,15 @@ def _statistics(images: ReferenceImages, network: NamedNetwork, mesh: Mesh) -> d
     count = min(MAX_FEATURES, images.num_images)
     wanted = np.arange(count) * images.num_images // count  # evenly spaced: of every class, where they are in order
     kept, start = [], 0
-    batches = progress(
-        images.batches(),
-        total=-(-images.num_images // READ_IMAGES),
-        unit="batch",
-        description="reference: batch",
-        active=is_first(),
-    )
     wanted_outputs = tuple(name for name in FEATURES if name in network.outputs)
-    for outputs in extract_features(network.network, batches, mesh, wanted_outputs):
-        for name in wanted_outputs:
-            accumulators.setdefault(name, StatisticsAccumulator()).add(outputs[name])
-        features = outputs["pool"]
-        kept.append(features[wanted[(wanted >= start) & (wanted < start + len(features))] - start])
-        start += len(features)
+    with progress(total=images.num_images, unit="image", description="reference: image", active=is_first()) as bar:
+        for outputs in extract_features(network.network, images.batches(), mesh, wanted_outputs):
+            for name in wanted_outputs:
+                accumulators.setdefault(name, StatisticsAccumulator()).add(outputs[name])
+            features = outputs["pool"]
+            kept.append(features[wanted[(wanted >= start) & (wanted < start + len(features))] - start])
+            start += len(features)
+            bar.update(len(features))
     arrays = {"features": np.concatenate(kept), COUNT: np.array(start)}
     for kind, accumulator in accumulators.items():
         statistics = accumulator.statistics()
