@@ -58,6 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="where results go (default: evaluation/ in the workdir or, of a file, here)",
     )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="put the result in the place of one of other settings that is there"
+    )
     parser.add_argument("--metrics", metavar="M[,M...]", help="default: all that there can be")
     parser.add_argument("--num_samples", type=int, help=f"default: {NUM_SAMPLES:,} drawn, or all that there are")
     parser.add_argument("--batch_size", type=int, help="images that a device takes at once (default: the run's)")
@@ -166,7 +169,8 @@ def evaluate_samples(args: argparse.Namespace) -> None:
     if args.reference is None:
         raise ValueError("--samples needs a --reference: FILE.npz, a folder, or TFDS_NAME[:SPLIT]")
     from dit_jax.data.sources import tfds_classes
-    from dit_jax.evaluation.evaluated import evaluate_file
+    from dit_jax.evaluation.evaluated import evaluate_file, file_settings
+    from dit_jax.evaluation.protocol import refuse_other
     from dit_jax.evaluation.reference import reference_data
     from dit_jax.evaluation.samples import open_samples
     from dit_jax.metrics.adm_files import is_array_file
@@ -181,15 +185,19 @@ def evaluate_samples(args: argparse.Namespace) -> None:
             f"--features=classifier is trained on a data set, and --reference={args.reference} is none; "
             "give a TFDS name"
         )
-    evaluator = evaluator_of(args, data)
-    card = evaluate_file(file, args.num_samples, evaluator, asked_metrics(args))
-    finish(args, card, pathlib.Path(args.output or "evaluation"))
+    evaluator, asked = evaluator_of(args, data), asked_metrics(args)
+    output = pathlib.Path(args.output or "evaluation")
+    path = output / "evaluation.json"
+    if path.exists() and not args.overwrite:
+        refuse_other(path, file_settings(file, args.num_samples, evaluator, asked), args.overwrite)
+    finish(args, evaluate_file(file, args.num_samples, evaluator, asked), output)
 
 
 def evaluate_diffusion(args: argparse.Namespace, step: int, config: Config) -> None:
     """Measures the images that a diffusion model draws, once or over a sweep."""
     from dit_jax.evaluation.evaluated import checkpoint_protocol, checkpoint_subject, evaluate_checkpoint
     from dit_jax.evaluation.loaded import load
+    from dit_jax.evaluation.protocol import refuse_other, software
     from dit_jax.evaluation.sweep import AXES, grid, run_sweep
 
     points = grid({name: sweep_values(name, getattr(args, f"sweep_{name}")) for name in AXES})
@@ -217,9 +225,11 @@ def evaluate_diffusion(args: argparse.Namespace, step: int, config: Config) -> N
         return evaluate_checkpoint(*described(point), evaluator, asked, output)
 
     if points == [{}]:
+        subject, protocol = expected({})
+        refuse_other(output / "evaluation.json", subject | protocol | {"software": software()}, args.overwrite)
         finish(args, evaluate({}), output)
     else:
-        finish_sweep(args, points, run_sweep(points, output / "sweep", expected, evaluate), output)
+        finish_sweep(args, points, run_sweep(points, output / "sweep", expected, evaluate, args.overwrite), output)
 
 
 def evaluate_restoration(args: argparse.Namespace, step: int, config: Config) -> None:
@@ -234,6 +244,7 @@ def evaluate_restoration(args: argparse.Namespace, step: int, config: Config) ->
     from dit_jax.evaluation.evaluated import checkpoint_protocol, checkpoint_subject
     from dit_jax.evaluation.loaded import load
     from dit_jax.evaluation.pictures import condition_grid
+    from dit_jax.evaluation.protocol import refuse_other
     from dit_jax.evaluation.reconstruction import available_metrics
     from dit_jax.evaluation.restoration import RESTORED, measure_restorations, restore
     from dit_jax.perceptual.lpips import load_lpips
@@ -246,12 +257,15 @@ def evaluate_restoration(args: argparse.Namespace, step: int, config: Config) ->
     settings = dataclasses.replace(settings, num_samples=min(settings.num_samples, len(source)))
     model = load(args.workdir, step, average=args.average, ema_length=args.ema_length)
     output = pathlib.Path(args.output or pathlib.Path(args.workdir) / "evaluation")
+    about = {"data": source_identity(config.data), "split": config.data.eval_split}
+    about |= {"spatial": dataclasses.asdict(config.spatial), "lpips_measured": obstacle is None}
+    about |= checkpoint_subject(model)
+    about |= checkpoint_protocol(model, args.average, settings)
+    refuse_other(output / "restoration.json", about, args.overwrite)
     output.mkdir(parents=True, exist_ok=True)
     found = restore(model, settings.sampling, settings.seed, source, transform, settings.num_samples, output)
     values = measure_restorations(config, found, lpips_params)
-    protocol = checkpoint_protocol(model, args.average, settings)
-    results = values | {"data": source_identity(config.data), "split": config.data.eval_split}
-    results |= {"spatial": dataclasses.asdict(config.spatial)} | checkpoint_subject(model) | protocol
+    results = values | about
     grid = condition_grid(config, [found.drawn[:NUM_PICTURES], found.baseline[:NUM_PICTURES]], found.examples)
     Image.fromarray(grid).save(output / "restorations.png")
     (output / "restoration.json").write_text(json.dumps(results, indent=2) + "\n")
@@ -292,6 +306,7 @@ def evaluate_retrieval(args: argparse.Namespace, step: int, config: Config) -> N
     from dit_jax.evaluation.loaded import load
     from dit_jax.evaluation.parts import Parts
     from dit_jax.evaluation.pictures import comparison_grid
+    from dit_jax.evaluation.protocol import refuse_other
     from dit_jax.evaluation.trained_retrieval import RECIPE, trained_retrieval
     from dit_jax.metrics.retrieval import num_top
     from dit_jax.parallel.distributed import is_first
@@ -303,6 +318,10 @@ def evaluate_retrieval(args: argparse.Namespace, step: int, config: Config) -> N
     conditions = {"label": judge.labels, "text": model.captions.condition(judge.captions)}
     settings = dataclasses.replace(settings, num_samples=len(judge.captions))
     output = pathlib.Path(args.output or pathlib.Path(args.workdir) / "evaluation")
+    about = {"captions": len(judge.captions), "data": source_identity(config.data), "split": config.data.eval_split}
+    about |= {"image_text_model": RECIPE} | checkpoint_subject(model)
+    about |= checkpoint_protocol(model, args.average, settings)
+    refuse_other(output / "retrieval.json", about, args.overwrite)
     output.mkdir(parents=True, exist_ok=True)
     drawing = Drawing(model, conditions, settings.sampling, settings.seed)
     with Parts(output, drawing.identity()) as parts:
@@ -312,10 +331,7 @@ def evaluate_retrieval(args: argparse.Namespace, step: int, config: Config) -> N
         return
     chance = {"median_rank": 0.5, "top_tenth": num_top(len(drawn)) / len(drawn)}
     values = {"drawn": judge.measure(drawn), "real": judge.figures, "chance": chance}
-    results = values | {"captions": len(drawn), "data": source_identity(config.data), "split": config.data.eval_split}
-    results |= (
-        {"image_text_model": RECIPE} | checkpoint_subject(model) | checkpoint_protocol(model, args.average, settings)
-    )
+    results = values | about
     shown = np.linspace(0, len(drawn) - 1, min(len(drawn), NUM_PICTURES)).round().astype(int)
     Image.fromarray(comparison_grid([drawn[shown], judge.images[shown]])).save(output / "retrieval.png")
     (output / "retrieval.json").write_text(json.dumps(results, indent=2) + "\n")
@@ -430,6 +446,7 @@ def evaluate_autoencoder(args: argparse.Namespace, step: int, config: Config) ->
     from dit_jax.data.sources import open_source, source_identity
     from dit_jax.evaluation.loaded import load
     from dit_jax.evaluation.pictures import make_reconstructor, reconstruction_grid
+    from dit_jax.evaluation.protocol import refuse_other
     from dit_jax.evaluation.reconstruction import measure_reconstructions, reconstructed
     from dit_jax.parallel.distributed import is_first
     from dit_jax.parallel.mesh import batch_shards, local_rows, make_mesh, prefetch
@@ -437,11 +454,11 @@ def evaluate_autoencoder(args: argparse.Namespace, step: int, config: Config) ->
 
     lpips_params = load_lpips(lpips_path) if "lpips" in metrics else None
     output = pathlib.Path(args.output or pathlib.Path(args.workdir) / "evaluation")
-    output.mkdir(parents=True, exist_ok=True)
     source, transform = open_source(config.data, config.data.eval_split), image_transform(config.data, train=False)
     model, mesh = load(args.workdir, step), make_mesh(MeshConfig())
     batch_size = -(-(args.batch_size or BATCH_SIZE) // batch_shards(mesh)) * batch_shards(mesh)
-    num_batches = -(-min(len(source), args.num_samples or len(source)) // batch_size)
+    num_images = min(len(source), args.num_samples or len(source))
+    num_batches = -(-num_images // batch_size)
 
     def batches(name: str):
         found = eval_batches(
@@ -456,30 +473,24 @@ def evaluate_autoencoder(args: argparse.Namespace, step: int, config: Config) ->
             prefetch(found, mesh, batch_size), total=num_batches, unit="batch", description=name, active=is_first()
         )
 
-    module = model.codec.module
-    values = measure_reconstructions(module, model.params, lpips_params, batches("evaluating: batch"), metrics)
-    protocol = {}
+    module, protocol = model.codec.module, {}
     if "rfd" in metrics:
         args.reference = args.reference or f"{config.data.name}:{config.data.eval_split}"
         evaluator = evaluator_of(args, config.data)
+        protocol = evaluator.protocol(["fd"])
+    about = {"num_images": num_images, "step": step, "autoencoder": params_digest(model.params)}
+    about |= {"data": source_identity(config.data), "split": config.data.eval_split, "left_out": left_out}
+    about |= {"measured": metrics} | protocol
+    refuse_other(output / "reconstruction.json", about, args.overwrite)
+    output.mkdir(parents=True, exist_ok=True)
+    values = measure_reconstructions(module, model.params, lpips_params, batches("evaluating: batch"), metrics)
+    if "rfd" in metrics:
         images = evaluator.evaluate(reconstructed(module, model.params, batches("reconstructing: batch")), None, ["fd"])
         values |= {f"r{name}": value for name, value in images.values.items()}  # rfid, or rfd_classifier_10k
-        protocol = evaluator.protocol(["fd"])
     count = min(len(source), NUM_PICTURES)
     images = np.stack([transform(source[i], np.random.default_rng(0))["image"] for i in range(count)])
     grid = reconstruction_grid(images, make_reconstructor(config)(model.params, images))
-    results = (
-        values
-        | {
-            "workdir": str(args.workdir),
-            "step": step,
-            "autoencoder": params_digest(model.params),
-            "data": source_identity(config.data),
-            "split": config.data.eval_split,
-            "left_out": left_out,
-        }
-        | protocol
-    )
+    results = values | {"workdir": str(args.workdir)} | about
     Image.fromarray(grid).save(output / "reconstructions.png")
     (output / "reconstruction.json").write_text(json.dumps(results, indent=2) + "\n")
     if args.json:

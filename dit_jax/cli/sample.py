@@ -1,4 +1,4 @@
-"""Draws images from a trained diffusion model: `samples.npz` and `grid.png`, `denoising.png` on request.
+"""Draws images from a trained diffusion model: `samples.npz` and `grid.png`, `denoising.png` and `png/` on request.
 
 Killed, the same command goes on where it was, on any number of devices; the files are the same, byte for byte. Once
 all are there, it draws nothing. `samples.json` has what they were drawn with.
@@ -73,6 +73,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num_frames", type=int, default=0, help="also draw denoising.png: x_0 as predicted at so many steps"
     )
+    parser.add_argument(
+        "--png", action="store_true", help="also write png/000000.png, ... for programs that take a folder of images"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="draw in the place of images of other settings that are there"
+    )
     parser.set_defaults(overridable="sampling.")
     parser.epilog = "Any other key of the run's config.sampling is set with --config.sampling.KEY=VALUE."
 
@@ -101,26 +107,39 @@ def run(args: argparse.Namespace) -> None:
     flags = {"sampler": args.sampler, "cfg_scale": args.cfg_scale, "eta": args.eta, "strength": args.strength}
     flags = [(f"sampling.{name}", value) for name, value in flags.items() if value is not None]
     config = override_config(config, [*flags, *args.overrides])
+    has_codec = (pathlib.Path(args.workdir) / AUTOENCODER_DIR).is_dir()
+    if args.png and config.latents is not None and not has_codec:
+        raise ValueError(f"--png needs images, and {args.workdir} has no autoencoder: it draws latents; leave it out")
     classes = parse_labels(args.labels, config.data.num_classes)
     given = given_images(args, config)
     given.check(config, read_tokenizer(args.workdir, config))
     if given.known(config, 1) is not None:
-        require_codec(config, (pathlib.Path(args.workdir) / AUTOENCODER_DIR).is_dir())
+        require_codec(config, has_codec)
     if args.classifier is not None:
         check_classifier(config, find_checkpoint(args.classifier)[1])
     num_samples = args.num_samples or (max(16, len(given.prompts)) if given.prompts else 100)
     if args.interpolate is not None:
         num_samples = args.num_samples or max(2, len(given.prompts or given.layout or classes))
     output = pathlib.Path(args.output or pathlib.Path(args.workdir) / "samples" / "drawn")
-    output.mkdir(parents=True, exist_ok=True)
 
     import jax
     import numpy as np
 
-    from dit_jax.evaluation.drawing import SAMPLES_NAME, Drawing, is_drawn, write_picture, write_record, write_samples
+    from dit_jax.evaluation.drawing import (
+        PICTURES_NAME,
+        Drawing,
+        check_output,
+        is_drawn,
+        write_picture,
+        write_pngs,
+        write_record,
+        write_samples,
+    )
     from dit_jax.evaluation.generate import interpolation, override_sampling
     from dit_jax.evaluation.parts import Parts, unfinished
     from dit_jax.evaluation.pictures import MAX_STRIPS, denoising_strips, sample_grid
+    from dit_jax.evaluation.reference import SAMPLES_NAME
+    from dit_jax.metrics.adm_files import SamplesFile
     from dit_jax.parallel.compilation_cache import use_compilation_cache
 
     use_compilation_cache(ComputeConfig().compilation_cache)  # its programs are run: no folder that a workdir names
@@ -136,6 +155,8 @@ def run(args: argparse.Namespace) -> None:
     drawing = Drawing(model, conditions, sampling, args.seed, known, classifier, path)
     identity, samples, grid = drawing.identity(), output / SAMPLES_NAME, output / "grid.png"
     is_latent = model.codec is None and config.latents is not None
+    check_output(output, identity, args.num_frames, args.overwrite)
+    output.mkdir(parents=True, exist_ok=True)
     with Parts(output, identity) as parts:
         for other in unfinished(output):
             if other != parts.path:
@@ -152,10 +173,14 @@ def run(args: argparse.Namespace) -> None:
         print(f"{len(labels)} latents, there is no autoencoder to decode them: {samples}")
         return
     print(f"{len(labels)} images: {samples}, {grid}")
+    if args.png:
+        write_pngs(output / PICTURES_NAME, SamplesFile(samples))
+        print(f"as pictures: {output / PICTURES_NAME}")
     if args.num_frames:
         conditions, known, path = jax.tree.map(lambda leaf: leaf[:MAX_STRIPS], (conditions, known, path))
         frames = model.draw(conditions, sampling, args.seed, known, classifier, path, num_frames=args.num_frames)
         write_picture(output / "denoising.png", denoising_strips(frames))
+        write_record(output, identity, args.num_frames)
         print(f"denoising: {output / 'denoising.png'}")
 
 

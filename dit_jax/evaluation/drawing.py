@@ -5,9 +5,11 @@ kill, so that the images are the same in every case.
 """
 
 import collections
+import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -34,10 +36,13 @@ from dit_jax.evaluation.generate import (
 )
 from dit_jax.evaluation.loaded import LoadedModel
 from dit_jax.evaluation.parts import Parts
+from dit_jax.evaluation.protocol import refuse_other
 from dit_jax.evaluation.reference import SAMPLES_NAME
+from dit_jax.metrics.adm_files import SamplesFile
 from dit_jax.types import Conditions
 
 RECORD_NAME, PICTURES_NAME = "samples.json", "png"
+PNG_THREADS, PNG_AT_ONCE = 4, 256
 NPZ_TIME = (1980, 1, 1, 0, 0, 0)  # of every member, so that the bytes do not tell when they were written
 
 
@@ -168,9 +173,56 @@ def write_picture(path: pathlib.Path, picture: np.ndarray) -> None:
         Image.fromarray(picture).save(temporary, format="png")
 
 
-def write_record(folder: pathlib.Path, identity: dict[str, Any]) -> None:
-    """Writes `samples.json`: what the images of `samples.npz` were drawn with, and that file's SHA-256."""
+def write_pngs(folder: pathlib.Path, samples: SamplesFile) -> None:
+    """Writes the images of a file as 000000.png, 000001.png, ... to a folder; what is there already stays as it is."""
+    folder.mkdir(exist_ok=True)
+
+    def write(image: np.ndarray, number: int) -> None:
+        path, content = folder / f"{number:06d}.png", io.BytesIO()
+        Image.fromarray(image).save(content, format="png")
+        if not path.is_file() or path.read_bytes() != content.getvalue():
+            with written_aside(path) as temporary:
+                temporary.write_bytes(content.getvalue())
+
+    numbers = itertools.count()
+    with (
+        concurrent.futures.ThreadPoolExecutor(PNG_THREADS) as threads,
+        terminal.progress(total=len(samples), unit="image", description="writing: image") as bar,
+    ):
+        for batch in samples.batches(PNG_AT_ONCE):
+            for _ in threads.map(write, batch, numbers):
+                bar.update()
+
+
+def check_output(folder: pathlib.Path, identity: dict[str, Any], num_frames: int, overwrite: bool) -> None:
+    """Raises ValueError where a folder holds another drawing; with `overwrite` takes away what would stay of it.
+
+    identity: of the drawing; num_frames: of its `denoising.png`, 0 for none now.
+    """
+    record, frames = folder / RECORD_NAME, {"num_frames": num_frames} if num_frames else {}
+    refuse_other(record, identity | frames, overwrite)
+    if overwrite:
+        with contextlib.suppress(ValueError):
+            refuse_other(record, identity | frames, overwrite=False)
+            return
+        record.unlink()
+        (folder / "denoising.png").unlink(missing_ok=True)
+        for picture in (folder / PICTURES_NAME).glob("[0-9]*.png"):
+            picture.unlink()
+    elif (folder / SAMPLES_NAME).exists() and not record.exists() and not Parts(folder, identity).path.exists():
+        raise ValueError(
+            f"{folder / SAMPLES_NAME} is there, but no {RECORD_NAME} that says how it was drawn; give --output=DIR for "
+            "another place, or --overwrite to draw in its place"
+        )
+
+
+def write_record(folder: pathlib.Path, identity: dict[str, Any], num_frames: int = 0) -> None:
+    """Writes `samples.json`: what the images of `samples.npz` were drawn with, and that file's SHA-256.
+
+    num_frames: of `denoising.png`; 0: there is none.
+    """
     record = identity | {"sha256": file_digest(folder / SAMPLES_NAME)}
+    record |= {"num_frames": num_frames} if num_frames else {}
     with written_aside(folder / RECORD_NAME) as temporary:
         temporary.write_text(json.dumps(record, indent=2) + "\n")
 
@@ -182,7 +234,7 @@ def is_drawn(folder: pathlib.Path, identity: dict[str, Any]) -> bool:
         wanted = json.loads(json.dumps(identity)) | {"sha256": file_digest(folder / SAMPLES_NAME)}
     except (FileNotFoundError, ValueError):
         return False
-    return record == wanted
+    return {name: value for name, value in record.items() if name != "num_frames"} == wanted
 
 
 def file_digest(path: pathlib.Path) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from dit_jax.evaluation.evaluator import Evaluator
 from dit_jax.evaluation.generate import evaluation_labels
 from dit_jax.evaluation.loaded import LoadedModel
 from dit_jax.evaluation.parts import Parts
-from dit_jax.evaluation.protocol import UINT8_RULE, make_card
+from dit_jax.evaluation.protocol import UINT8_RULE, make_card, software
 from dit_jax.evaluation.samples import FolderSamples
 from dit_jax.metrics.adm_files import SamplesFile
 from dit_jax.models.cost import describe_cost
@@ -120,6 +121,19 @@ def evaluate_file(
         {"images": found.images},
         file_protocol(file, count) | evaluator.protocol(metrics),
     )
+
+
+def file_settings(
+    file: SamplesFile | FolderSamples, num_samples: int | None, evaluator: Evaluator, asked: Sequence[str] | None
+) -> dict[str, Any]:
+    """Returns what the card of `evaluate_file` will hold beside the figures; this reads the images."""
+    count = num_samples or len(file)
+    metrics, _ = evaluator.choose(asked, count, has_labels=file.labels is not None)
+    digest = hashlib.sha256()
+    for batch in first_images(file.batches(READ_IMAGES), min(count, len(file))):
+        digest.update(batch.tobytes())
+    protocol = file_protocol(file, count) | evaluator.protocol(metrics) | {"software": software()}
+    return {"images": digest.hexdigest()} | protocol
 
 
 def file_protocol(file: SamplesFile | FolderSamples, count: int) -> dict[str, Any]:

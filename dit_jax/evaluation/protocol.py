@@ -40,9 +40,40 @@ def make_card(
     values: dict[str, float], notes: Sequence[str], left_out: dict[str, str], subject: dict, protocol: dict
 ) -> dict[str, Any]:
     """Returns the card of a result."""
-    protocol = protocol | {"software": {package: importlib.metadata.version(package) for package in PACKAGES}}
+    protocol = protocol | {"software": software()}
     card = {"values": values, "notes": list(notes), "left_out": left_out, "subject": subject, "protocol": protocol}
     return json.loads(json.dumps(card))  # as it will be read: tuples are lists
+
+
+def software() -> dict[str, str]:
+    """Returns the versions of what a figure passes through."""
+    return {package: importlib.metadata.version(package) for package in PACKAGES}
+
+
+def refuse_other(path: pathlib.Path, settings: dict[str, Any], overwrite: bool) -> None:
+    """Raises ValueError where a file holds a result of other settings, which the new one would take the place of.
+
+    Args:
+      path: of a card, or of another JSON object with settings and figures.
+      settings: JSON values by their keys there (of a card in its subject or protocol); others are not compared, nor is
+        what the file of an older version has not. overwrite: whether the result may be lost.
+    """
+    if overwrite or not path.exists():
+        return
+    remedy = "give --output=DIR for another place, or --overwrite to put the new result in its place"
+    try:
+        found = read_json(path)
+        found = {**found, **found.get("subject", {}), **found.get("protocol", {})}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"{path} is there and cannot be read ({error}); {remedy}") from error
+    settings = json.loads(json.dumps(settings))  # as a file is read: tuples are lists
+    pairs = [dict(_leaves({key: each[key] for key in settings if key in found})) for each in (found, settings)]
+    keys = {key: None for pair in pairs for key in pair}
+    changes = {key: [pair.get(key, "none") for pair in pairs] for key in keys}
+    other = [f"{key}: {_short(theirs)} -> {_short(ours)}" for key, (theirs, ours) in changes.items() if theirs != ours]
+    if other:
+        more = f" and {len(other) - 3} more" if len(other) > 3 else ""
+        raise ValueError(f"{path} is a result of other settings ({'; '.join(other[:3])}{more}); {remedy}")
 
 
 def write_card(path: str | os.PathLike, card: dict[str, Any]) -> None:
@@ -114,6 +145,12 @@ def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _short(value: Any) -> str:
+    """Returns a value for an error; of a hash or a long list the beginning."""
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:12]}..."
 
 
 def _within(key: str, name: str) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dit_jax.evaluation.chart import line_chart, standalone
-from dit_jax.evaluation.protocol import figure_label, read_card, write_card
+from dit_jax.evaluation.protocol import figure_label, read_card, refuse_other, write_card
 from dit_jax.parallel.distributed import is_first
 from dit_jax.parallel.mesh import on_all_processes
 
@@ -38,13 +38,20 @@ def run_sweep(
     folder: pathlib.Path,
     expected: Callable[[Point], tuple[dict, dict]],
     evaluate: Callable[[Point], dict[str, Any]],
+    overwrite: bool = False,
 ) -> list[dict[str, Any]]:
     """Returns the card of each point, and writes them to `folder`.
 
     Args:
       expected: the parts of a point's subject and of its protocol that are known before it is evaluated.
-      evaluate: the card of a point.
+      evaluate: the card of a point; overwrite: takes the place of cards of other settings.
+
+    Raises:
+      ValueError: where a card of other settings would be lost, before the first point is evaluated.
     """
+    for point in points:
+        subject, protocol = expected(point)
+        refuse_other(folder / f"{point_name(point)}.json", subject | protocol, overwrite)
     folder.mkdir(parents=True, exist_ok=True)
     cards = []
     for point in points:

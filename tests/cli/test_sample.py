@@ -7,7 +7,10 @@ import pytest
 from PIL import Image
 
 from dit_jax.cli.main import main
+from dit_jax.evaluation.drawing import check_output, write_record
+from dit_jax.evaluation.parts import Parts
 from tests.cli.killed_sampling import count_parts, digest, kill_half_way, make_workdir, sample_flags
+from tests.cli.test_main import fail
 
 NUM_SAMPLES = 2000
 
@@ -84,7 +87,9 @@ def test_other_settings_in_the_same_folder_start_anew(workdir, tmp_path, capsys)
     main([*sample_flags(workdir, tmp_path, 20), "--seed=1"])
     assert "unfinished" in capsys.readouterr().out and count_parts(tmp_path) == 3
     other = np.load(tmp_path / "samples.npz")["arr_0"]
-    main(sample_flags(workdir, tmp_path, 20))
+    assert "seed: 1 -> 0" in fail(capsys, *sample_flags(workdir, tmp_path, 20))
+    assert np.array_equal(np.load(tmp_path / "samples.npz")["arr_0"], other)
+    main([*sample_flags(workdir, tmp_path, 20), "--overwrite"])
     images = np.load(tmp_path / "samples.npz")["arr_0"]
     assert count_parts(tmp_path) == 0
     assert all((a != b).any() for a, b in zip(images, other, strict=True))
@@ -92,9 +97,52 @@ def test_other_settings_in_the_same_folder_start_anew(workdir, tmp_path, capsys)
     assert digest(tmp_path) == digest(tmp_path / "whole")  # the damaged part was drawn again
 
 
-def test_a_folder_that_another_process_writes_to_is_an_error(workdir, tmp_path, capsys):
-    from dit_jax.evaluation.parts import Parts
+def test_a_finished_drawing_of_other_settings_is_not_lost_in_silence(workdir, drawn, capsys):
+    """Nor is another picture of the way, nor images of which nothing says how they were drawn."""
+    before = digest(drawn)
+    error = fail(capsys, *sample_flags(workdir, drawn, NUM_SAMPLES), "--seed=1", "--eta=1")
+    assert "sampling.eta: 0.0 -> 1.0; seed: 0 -> 1" in error and "--output=DIR" in error and "--overwrite" in error
+    assert digest(drawn) == before and not list(drawn.glob(".parts-*"))
 
+
+def test_a_drawing_of_unknown_settings_and_another_picture_of_the_way_are_not_lost_in_silence(tmp_path):
+    identity = {"seed": 0, "conditions": {"label": "ab" * 32}}
+    (tmp_path / "samples.npz").write_bytes(b"of another program")
+    with pytest.raises(ValueError, match="no samples.json that says how it was drawn"):
+        check_output(tmp_path, identity, 0, overwrite=False)
+    Parts(tmp_path, identity).path.mkdir()  # a drawing that was killed before its record was written
+    check_output(tmp_path, identity, 0, overwrite=False)
+    write_record(tmp_path, identity, num_frames=4)
+    for num_frames in (0, 4):
+        check_output(tmp_path, identity, num_frames, overwrite=False)
+    with pytest.raises(ValueError, match="num_frames: 4 -> 8"):
+        check_output(tmp_path, identity, 8, overwrite=False)
+    (tmp_path / "png").mkdir()
+    for name in ("png/000019.png", "png/note.png", "denoising.png"):
+        (tmp_path / name).touch()
+    check_output(tmp_path, identity | {"seed": 1}, 0, overwrite=True)
+    assert {path.name for path in tmp_path.rglob("*.png")} == {"note.png"}  # of the old drawing nothing is mixed in
+
+
+def test_pictures_on_request_are_numbered_files_that_a_rerun_leaves_or_mends(workdir, tmp_path):
+    flags = [*sample_flags(workdir, tmp_path, 20), "--png"]
+    main(flags)
+    pictures = sorted((tmp_path / "png").iterdir())
+    assert [path.name for path in pictures] == [f"{i:06d}.png" for i in range(20)]
+    images = np.load(tmp_path / "samples.npz")["arr_0"]
+    assert np.array_equal(np.stack([np.asarray(Image.open(path)) for path in pictures]), images)
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in pictures}
+    pictures[3].unlink()
+    pictures[7].write_bytes(b"half")
+    main(flags)
+    after = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in pictures}
+    assert [path for path in pictures if before[path] != after[path]] == [pictures[3], pictures[7]]
+    assert {path: content for path, (content, _) in before.items()} == {
+        path: content for path, (content, _) in after.items()
+    }
+
+
+def test_a_folder_that_another_process_writes_to_is_an_error(workdir, tmp_path, capsys):
     with Parts(tmp_path, {"other": 1}), pytest.raises(SystemExit) as exit_info:
         main(sample_flags(workdir, tmp_path, 20))
     assert exit_info.value.code == 2

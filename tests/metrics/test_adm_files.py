@@ -81,7 +81,7 @@ def test_what_is_written_comes_back(tmp_path):
     [
         ({"arr_0": None}, "must have the array arr_0, but has labels"),
         ({"arr_0": IMAGES / 255.0}, r"arr_0 must be images uint8 \[N, H, W, 3\] in \[0, 255\], not float64"),
-        ({"arr_0": IMAGES[..., :1]}, r"arr_0 must be images uint8 \[N, H, W, 3\].*not uint8 \[10, 4, 6, 1\]"),
+        ({"arr_0": IMAGES[..., :2]}, r"arr_0 must be images uint8 \[N, H, W, 3\].*not uint8 \[10, 4, 6, 2\]"),
         ({"arr_0": IMAGES[0]}, r"not uint8 \[4, 6, 3\]"),
         ({"arr_0": IMAGES[:0], "labels": None}, r"not uint8 \[0, 4, 6, 3\]"),
         ({"arr_0": np.asfortranarray(IMAGES)}, "in C order .* in Fortran order"),
@@ -160,6 +160,28 @@ def test_a_header_that_lies_is_named_before_memory_is_taken(content, message, tm
         archive.writestr("arr_0.npy", content)
     with pytest.raises(ValueError, match=message):
         SamplesFile(tmp_path / "bad.npz")
+
+
+@pytest.mark.parametrize("grey", [IMAGES[..., 0], IMAGES[..., :1]])
+def test_grey_images_of_any_name_or_alone_in_a_file_are_read_as_rgb(grey, tmp_path):
+    np.savez(tmp_path / "grey.npz", pictures=grey, labels=np.arange(10))
+    np.save(tmp_path / "grey.npy", grey)
+    for name in ("grey.npz", "grey.npy"):
+        file = SamplesFile(tmp_path / name)
+        assert file.shape == (10, 4, 6, 3) and len(file) == 10
+        assert np.array_equal(np.concatenate(list(file.batches(3))), np.repeat(IMAGES[..., :1], 3, axis=-1))
+    assert SamplesFile(tmp_path / "grey.npz").labels.tolist() == list(range(10))
+    with pytest.raises(ValueError, match="grey.npy is truncated|that fill its"):
+        (tmp_path / "grey.npy").write_bytes((tmp_path / "grey.npy").read_bytes()[:-1])
+        SamplesFile(tmp_path / "grey.npy")
+
+
+@pytest.mark.parametrize("shape", [(3, 2048, 2048, 3), (9, 2048, 2048), (400, 256, 256, 1)])
+def test_images_in_memory_are_bounded_by_their_bytes_not_their_number(shape, tmp_path, monkeypatch):
+    monkeypatch.setattr(adm_files, "MAX_BATCH_BYTES", 2**24)
+    np.savez_compressed(tmp_path / "samples.npz", arr_0=np.zeros(shape, np.uint8))
+    sizes = [batch.nbytes for batch in SamplesFile(tmp_path / "samples.npz").batches(1024)]
+    assert max(sizes) <= 2**24 and sum(sizes) == np.prod(shape[:3]) * 3
 
 
 def test_a_pickle_is_not_run(tmp_path):
