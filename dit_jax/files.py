@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -89,6 +90,11 @@ def sha256_of(path: str | os.PathLike) -> str:
     """Returns the SHA-256 of a file's content, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_name(text: str) -> str:
+    """Returns a text from a file or a user as the name of one file, which is in the folder that it is written to."""
+    return re.sub(r"[^\w.+-]", "_", text)[:100].lstrip(".") or "_"
 
 
 @contextlib.contextmanager

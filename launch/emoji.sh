@@ -97,7 +97,7 @@ package, folder, skin_tones = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2
 folder.parent.mkdir(parents=True, exist_ok=True)
 temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
 with tarfile.open(package) as archive:
-    wanted = re.compile(r"package/(emoji\.json|img/google/64/.*)")
+    wanted = re.compile(r"package/(emoji\.json|img/google/64/[^/]+)")
     files = {entry.name: archive.extractfile(entry).read() for entry in archive if wanted.fullmatch(entry.name)}
 lines = {"train": [], "test": []}
 try:

@@ -12,6 +12,7 @@ from typing import Any
 
 from dit_jax.evaluation.chart import line_chart, standalone
 from dit_jax.evaluation.protocol import figure_label, read_card, refuse_other, write_card
+from dit_jax.files import file_name
 from dit_jax.parallel.distributed import is_first
 from dit_jax.parallel.mesh import on_all_processes
 
@@ -96,7 +97,7 @@ def write_charts(points: Sequence[Point], cards: Sequence[dict[str, Any]], folde
             others = " ".join(f"{name} {value}" for name, value in point.items() if name != axis)
             lines.setdefault(others or figure, []).append((float(point[axis]), card["values"][figure]))
         chart = line_chart({name: sorted(line) for name, line in lines.items()}, label)
-        path = folder / f"{figure}_by_{axis}.svg"
+        path = folder / f"{file_name(figure)}_by_{axis}.svg"
         title = figure_label(figure, cards[0])
         path.write_text(standalone(chart, title, [COLOURS[i % len(COLOURS)] for i in range(len(lines))]))
         written.append(path)

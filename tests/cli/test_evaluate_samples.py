@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from dit_jax.cli.main import main
+from dit_jax.config import load_config
 from dit_jax.data.sources import open_source
 from dit_jax.evaluation.parts import Parts
+from dit_jax.evaluation.protocol import refuse_other
 from dit_jax.evaluation.trained_classifier import trained_classifier
 from dit_jax.metrics.frechet import frechet_distance, statistics
 from dit_jax.metrics.history import read_metrics
@@ -130,6 +132,59 @@ def test_what_changes_the_figures_changes_the_card(root, capsys):
     assert "not a result" in fail(capsys, "evaluate", "--compare", files[0], root / "broken.json")
 
 
+def test_an_evaluation_by_other_settings_is_not_lost_in_silence(root, capsys):
+    """What differs is told before anything is drawn; fewer metrics would lose figures, too."""
+    before = (root / "first" / "evaluation.json").read_bytes()
+    command = [
+        "evaluate",
+        f"--workdir={root / 'dit'}",
+        f"--cache={root / 'cache'}",
+        f"--output={root / 'first'}",
+        *DRAW,
+    ]
+    error = fail(capsys, *command, "--seed=1", "--cfg_scale=1")
+    assert "samples.seed: 0 -> 1" in error and "cfg_scale: 2.0 -> 1.0" in error
+    assert "--output=DIR" in error and "--overwrite" in error
+    assert "metrics.is.splits: 10 -> none" in fail(capsys, *command, "--metrics=fd")
+    assert (root / "first" / "evaluation.json").read_bytes() == before and not list((root / "first").glob(".parts-*"))
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{}", b"{", b'{"subject": 3}'])
+def test_what_is_no_result_is_lost_no_more_than_one(content, tmp_path):
+    path = tmp_path / "evaluation.json"
+    refuse_other(path, {"seed": 0}, overwrite=False)
+    path.write_bytes(content)
+    refuse_other(path, {"seed": 0}, overwrite=True)
+    with pytest.raises(ValueError, match="give --output=DIR"):
+        refuse_other(path, {"seed": 0}, overwrite=False)
+
+
+def test_a_folder_of_pictures_is_measured_as_the_file_of_the_same_images(root, tmp_path, monkeypatch, capsys):
+    """And other images into the same output are refused, though all that is known before they are read is the same."""
+    from dit_jax.evaluation import evaluator as module
+    from dit_jax.evaluation.networks import named_network
+
+    data = load_config(str(root / "dit.py")).data
+    network = named_network("classifier", data, root / "cache")
+    monkeypatch.setattr(module, "named_network", lambda *_: network)
+    drawn = ["sample", f"--workdir={root / 'dit'}", f"--output={tmp_path}", "--num_samples=12", "--steps=2", "--png"]
+    main(drawn)
+    results = {}
+    for name in ("samples.npz", "png"):
+        command = ["evaluate", f"--samples={tmp_path / name}", f"--reference={data.name}", "--features=resnet50"]
+        command += [f"--cache={root / 'cache'}", "--metrics=fd", f"--output={tmp_path / f'of {name}'}"]
+        main(command)
+        results[name] = read(tmp_path / f"of {name}")
+    assert results["png"]["values"] == results["samples.npz"]["values"]
+    assert results["png"]["subject"] == results["samples.npz"]["subject"]
+    assert results["png"]["protocol"]["samples"]["source"] == "a folder of images"
+    before = (tmp_path / "of png" / "evaluation.json").read_bytes()
+    main(command)
+    assert (tmp_path / "of png" / "evaluation.json").read_bytes() == before
+    (tmp_path / "png" / "000000.png").write_bytes((tmp_path / "png" / "000001.png").read_bytes())
+    assert "images: " in fail(capsys, *command)
+
+
 def test_a_file_of_the_same_images_gives_the_same_figures(root, tmp_path, capsys):
     command = ["sample", f"--workdir={root / 'dit'}", f"--output={tmp_path}", "--num_samples=40", "--steps=2"]
     main(command)
@@ -176,10 +231,12 @@ def test_a_sweep_has_every_combination_and_goes_on_where_it_stopped(root, capsys
     assert all("<polyline" in chart.read_text() for chart in charts)
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in points}
     stale = json.loads(points[1].read_text())
-    stale["protocol"]["samples"]["seed"] = 7  # of another protocol: it is measured again
+    stale["protocol"]["samples"]["seed"] = 7
     points[1].write_text(json.dumps(stale))
     points[2].unlink()  # as a kill would leave it
-    evaluate(root, output, *sweep)
+    command = ["evaluate", f"--workdir={root / 'dit'}", f"--cache={root / 'cache'}", f"--output={output}"]
+    assert "samples.seed: 7 -> 0" in fail(capsys, *command, *DRAW, *sweep) and not points[2].exists()
+    evaluate(root, output, *sweep, "--overwrite")
     for path, (time, content) in before.items():
         assert path.read_bytes() == content
         assert (path.stat().st_mtime_ns == time) == (path in (points[0], points[3]))
@@ -227,7 +284,7 @@ def test_runs_that_were_evaluated_alike_are_compared_by_their_cost(root, capsys)
     evaluate(root, root / "dit" / "evaluation", "--metrics=fd")
     report = ["report", *(f"--workdir={workdir}" for workdir in workdirs), f"--output={root / 'report.html'}"]
     assert "do not compare" in fail(capsys, *report)  # by 2 steps and by 3
-    evaluate(root, root / "dit" / "evaluation", "--metrics=fd", "--steps=3")
+    evaluate(root, root / "dit" / "evaluation", "--metrics=fd", "--steps=3", "--overwrite")
     main([*report, f"--charts={root / 'charts'}"])
     page = (root / "report.html").read_text()
     assert "Evaluations compared" in page and "Gflops" in page
