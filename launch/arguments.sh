@@ -4,17 +4,37 @@
 # the options that the script lists in `options` (by their names, without dashes) into the variables of these names, "-"
 # becoming "_"; those in `switches` into variables that are true or false. `run COMMAND...` runs a command, or prints it
 # in a dry run.
+#
+# What was typed is never evaluated: bash's arithmetic runs the commands in a subscript, so that a number is looked at
+# (`require_number`) before it is computed with; names that programs take apart again are plain ones (`require_plain`).
 
 # shellcheck disable=SC2034 # these are what the scripts read
 config='' workdir='' overrides=() options=() switches=() dry_run=false
 
 fail() {
-  echo "error: $*" >&2
+  local message="error: $*"
+  printf '%s\n' "${message//[[:cntrl:]]/ }" >&2
   exit 2
+}
+
+# is_one_of WORD WORDS...: whether it is.
+is_one_of() {
+  local other
+  for other in "${@:2}"; do
+    if [[ $1 == "$other" ]]; then return; fi
+  done
+  return 1
 }
 
 parse_arguments() {
   local flag flag_value variable positional=() # no option has these names
+  for flag in "$@"; do # in YAML each of these may end a line
+    case $flag in
+      *[[:cntrl:]]* | *$'\xc2\x85'* | *$'\xe2\x80\xa8'* | *$'\xe2\x80\xa9'*)
+        fail "an argument must be one line, without control characters: $flag"
+        ;;
+    esac
+  done
   for flag in "${switches[@]}"; do printf -v "${flag//-/_}" false; done
   while (($#)); do
     case $1 in
@@ -25,9 +45,9 @@ parse_arguments() {
       *) positional+=("$1") && shift && continue ;;
     esac
     flag=${1%%=*} flag=${flag#--} variable=${flag//-/_}
-    if [[ " ${switches[*]} " == *" $flag "* && $1 != *=* ]]; then
+    if [[ $1 != *=* ]] && is_one_of "$flag" "${switches[@]}"; then
       printf -v "$variable" true
-    elif [[ " ${options[*]} " == *" $flag "* ]]; then
+    elif is_one_of "$flag" "${options[@]}"; then
       if [[ $1 == *=* ]]; then
         flag_value=${1#*=}
       else
@@ -55,9 +75,15 @@ require_config_and_workdir() {
   [[ -n $config ]] || fail "give CONFIG and WORKDIR; see --help"
 }
 
-# require_number NAME VALUE: stops unless VALUE is a positive whole number.
+# require_number NAME VALUE: stops unless VALUE is a positive whole number, which arithmetic may then have.
 require_number() {
-  [[ $2 =~ ^[1-9][0-9]*$ ]] || fail "--$1=$2 must be a positive whole number"
+  [[ $2 =~ ^[1-9][0-9]{0,8}$ ]] || fail "$1=$2 must be a positive whole number"
+}
+
+# require_plain NAME VALUE: stops unless VALUE is a name without anything that a program may take for more than that.
+require_plain() {
+  [[ $2 =~ ^[A-Za-z0-9][A-Za-z0-9._:/@-]*$ ]] ||
+    fail "$1=$2 must be of letters, digits and . _ : / @ -, and begin with a letter or a digit"
 }
 
 # require_program NAME REMEDY: stops unless the program can be run; a dry run needs none.
@@ -67,7 +93,7 @@ require_program() {
 
 # absolute PATH FOLDER: prints PATH as it is from FOLDER.
 absolute() {
-  if [[ $1 == /* ]]; then echo "$1"; else echo "$2/$1"; fi
+  if [[ $1 == /* ]]; then printf '%s\n' "$1"; else printf '%s\n' "$2/$1"; fi
 }
 
 # Prints a command so that a shell would read it as it is; words that need no quotes have none.
@@ -76,7 +102,7 @@ show() {
   for word in "$@"; do
     if [[ $word =~ ^[A-Za-z0-9_./:=@%+,~-]+$ ]]; then line+=" $word"; else line+=" ${word@Q}"; fi
   done
-  echo "$line"
+  printf '%s\n' "$line"
 }
 
 run() {

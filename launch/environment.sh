@@ -60,7 +60,7 @@ dit_jax_install() {
   local root=$1 extra=$2 stamp=$VIRTUAL_ENV/dit_jax_installed checksum
   checksum=$(echo "$root" | cat - "$root/setup.py" "$root/launch/constraints.txt" | cksum)
   if [[ -x $VIRTUAL_ENV/bin/dit-jax && $(head -n 1 "$stamp" 2>/dev/null) == "$checksum" ]]; then
-    if [[ -z $extra ]] || grep -qxF "$extra" "$stamp"; then
+    if [[ -z $extra ]] || grep -qxF -- "$extra" "$stamp"; then
       return
     fi
   else
@@ -90,6 +90,7 @@ dit_jax_environment() {
   if [[ -n ${DIT_JAX_EXTRAS:-} ]]; then
     extra=$DIT_JAX_EXTRAS${extra:+,$extra}
   fi
+  [[ $extra =~ ^[a-z0-9,]*$ ]] || dit_jax_error "DIT_JAX_EXTRAS must be names of extras, such as gpu or tpu,gcs" || return 1
   dit_jax_activate "$root" && dit_jax_install "$root" "$extra"
 }
 

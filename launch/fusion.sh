@@ -15,9 +15,14 @@ if [[ -n $workdir && $workdir != /* ]]; then
   workdir=$PWD/$workdir
 fi
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
-workdir=${workdir:-runs/fusion}
+folder=${workdir:-runs/fusion}
+# shellcheck source=launch/arguments.sh
+source launch/arguments.sh
+workdir=$folder
 teramacs=${2:-3}
 num_samples=${3:-2000}
+[[ $teramacs =~ ^[0-9]{1,9}(\.[0-9]{1,9})?$ ]] || fail "TERAMACS=$teramacs must be a number, such as 3 or 0.5"
+require_number NUM_SAMPLES "$num_samples"
 # shellcheck source=launch/environment.sh
 source launch/environment.sh ""
 ./launch/fashion_mnist.sh
@@ -28,7 +33,8 @@ for name in "${names[@]}"; do
   config=configs/fashion_mnist_pixels.py:$name
   run=$workdir/$name
   macs=$(dit-jax info --config="$config" --json | python -c 'import json, sys; print(json.load(sys.stdin)["macs"])')
-  num_steps=$(python -c "print(max(20, int($teramacs * 1e12 / ($macs * 32))))") # batch 32, as the config has it
+  # Of batch 32, as the config has it.
+  num_steps=$(python -c 'import sys; print(max(20, int(float(sys.argv[1]) * 1e12 / (int(sys.argv[2]) * 32))))' "$teramacs" "$macs")
   if [[ ! -d $run/checkpoints/$num_steps ]]; then
     dit-jax train --config="$config" --workdir="$run" --config.training.num_train_steps="$num_steps" \
       --config.training.global_batch_size=32 --config.training.eval_every_steps=$((num_steps / 5)) \

@@ -41,6 +41,9 @@ parse_arguments "$@"
 
 where=()
 if [[ -n $namespace ]]; then where=(--namespace "$namespace"); fi
+for option in namespace image accelerator claim account; do
+  [[ -z ${!option} ]] || require_plain "--$option" "${!option}"
+done
 
 require_program kubectl "see https://kubernetes.io/docs/tasks/tools"
 # shellcheck disable=SC2154 # parse_arguments sets the switches
@@ -51,35 +54,44 @@ fi
 
 require_config_and_workdir
 [[ -n $image && -n $accelerator ]] || fail "give --image and --accelerator; see --help"
+for option in chips hosts slices max-restarts; do
+  value=${option//-/_} value=${!value}
+  [[ -z $value && $option =~ ^(chips|hosts)$ ]] || require_number "--$option" "$value"
+done
 if [[ $accelerator == tpu* ]]; then
   platform=tpu resource=google.com/tpu chips=${chips:-4}
-  [[ $topology =~ ^[0-9]+(x[0-9]+)+$ ]] || fail "--topology=$topology must be such as 16x16"
+  [[ $topology =~ ^[1-9][0-9]{0,3}(x[1-9][0-9]{0,3}){1,2}$ ]] || fail "--topology=$topology must be such as 16x16"
   hosts=${hosts:-$((${topology//x/*} / chips))}
-  selector="cloud.google.com/gke-tpu-accelerator: $accelerator
-              cloud.google.com/gke-tpu-topology: $topology"
+  ((hosts)) || fail "--chips=$chips must be at most those of --topology=$topology"
+  selector="cloud.google.com/gke-tpu-accelerator: \"$accelerator\"
+              cloud.google.com/gke-tpu-topology: \"$topology\""
 else
   platform=gpu resource=nvidia.com/gpu chips=${chips:-8} hosts=${hosts:-1}
-  selector="cloud.google.com/gke-accelerator: $accelerator"
+  selector="cloud.google.com/gke-accelerator: \"$accelerator\""
 fi
-require_number chips "$chips"
-require_number hosts "$hosts"
-require_number slices "$slices"
-require_number max-restarts "$max_restarts"
 
 bucket=''
 case $workdir in
   gs://*/*)
     bucket=${workdir#gs://}
     workdir=/gcs/$bucket bucket=${bucket%%/*}
+    require_plain "WORKDIR's bucket" "$bucket"
     ;;
   /shared/*) [[ -n $claim ]] || fail "WORKDIR=$workdir is on a claim; give --claim" ;;
   *) fail "WORKDIR=$workdir must be gs://BUCKET/FOLDER, or /shared/FOLDER with --claim" ;;
 esac
 
+# In a container's arguments Kubernetes puts the values of variables that it has, and makes one of two dollar signs.
+for word in "$config" "$workdir" ${overrides[@]+"${overrides[@]}"}; do
+  [[ ! $word =~ \$\$|\$\((JOB_INDEX|DIT_JAX_[A-Z_]*|LIBTPU_INIT_ARGS|XLA_FLAGS|KUBERNETES_[A-Z_]*)\) ]] ||
+    fail "$word must not have ${BASH_REMATCH[0]} in it: Kubernetes would put something else in its place"
+done
+
 # In YAML, a JSON string is a string.
 quote() {
-  local text=${1//\\/\\\\}
-  echo "\"${text//\"/\\\"}\""
+  local text=$1 backslash=$'\\'
+  text=${text//"$backslash"/"$backslash$backslash"}
+  printf '"%s"\n' "${text//'"'/"$backslash"'"'}"
 }
 
 manifest() {
@@ -93,13 +105,13 @@ manifest() {
               gke-gcsfuse/volumes: "true"'
     mounts+="
                 - name: bucket
-                  mountPath: /gcs/$bucket"
+                  mountPath: \"/gcs/$bucket\""
     volumes+="
               - name: bucket
                 csi:
                   driver: gcsfuse.csi.storage.gke.io
                   volumeAttributes:
-                    bucketName: $bucket
+                    bucketName: \"$bucket\"
                     mountOptions: implicit-dirs,rename-dir-limit=100000"
   fi
   if [[ $platform == tpu ]]; then # each slice is a node pool, which takes no other
@@ -122,13 +134,13 @@ manifest() {
     volumes+="
               - name: shared
                 persistentVolumeClaim:
-                  claimName: $claim"
+                  claimName: \"$claim\""
   fi
   cat <<YAML
 apiVersion: jobset.x-k8s.io/v1alpha2
 kind: JobSet
 metadata:
-  name: $name$exclusive
+  name: "$name"$exclusive
 spec:
   network:
     enableDNSHostnames: true
@@ -160,7 +172,7 @@ spec:
           spec:
             restartPolicy: Never
             terminationGracePeriodSeconds: 120
-            serviceAccountName: $account
+            serviceAccountName: "$account"
             nodeSelector:
               $selector
             tolerations:
@@ -169,7 +181,7 @@ spec:
               effect: NoSchedule
             containers:
             - name: dit-jax
-              image: $image
+              image: "$image"
               command: [bash, -c]
               # The workers are numbered through all slices; the first is where they meet.
               args:

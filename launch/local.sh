@@ -22,8 +22,8 @@ source launch/arguments.sh
 processes=1 devices_per_process='' options=(processes devices-per-process) switches=(dry-run)
 parse_arguments "$@"
 require_config_and_workdir
-require_number processes "$processes"
-[[ -z $devices_per_process ]] || require_number devices-per-process "$devices_per_process"
+require_number --processes "$processes"
+[[ -z $devices_per_process ]] || require_number --devices-per-process "$devices_per_process"
 if [[ -e $caller/${config%%:*} ]]; then config=$caller/$config; fi
 workdir=$(absolute "$workdir" "$caller")
 

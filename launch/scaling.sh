@@ -11,10 +11,14 @@ if [[ ${1:-} == -* || $# -gt 4 ]]; then
   exit 2
 fi
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+# shellcheck source=launch/arguments.sh
+source launch/arguments.sh
 latents=${1:-runs/quickstart/latents}
 workdir=${2:-runs/scaling}
 num_steps=${3:-2000}
 num_samples=${4:-5000}
+require_number STEPS "$num_steps"
+require_number NUM_SAMPLES "$num_samples"
 if [[ ! -d $latents ]]; then
   echo "error: no latents in $latents; run launch/quickstart.sh first, or name a folder: launch/scaling.sh LATENTS" >&2
   exit 2

@@ -27,11 +27,12 @@ nodes=1 gpus=8 cpus=12 time='' partition='' account='' qos='' cancel=''
 options=(nodes gpus cpus time partition account qos cancel) switches=(dry-run)
 parse_arguments "$@"
 
-# A workdir has one job at a time, whose name tells the workdir.
+# A workdir has one job at a time, whose name tells the workdir; SLURM takes a name apart at commas.
 job_name() {
-  local sum
+  local sum folder
   sum=$(cksum <<<"$1")
-  echo "dit_jax-$(basename "$1")-${sum%% *}"
+  folder=$(basename "$1")
+  echo "dit_jax-${folder//[^A-Za-z0-9._-]/_}-${sum%% *}"
 }
 
 if [[ -n $cancel ]]; then
@@ -42,9 +43,9 @@ fi
 
 require_config_and_workdir
 require_program sbatch "run this on a login node of the cluster"
-require_number nodes "$nodes"
-require_number gpus "$gpus"
-require_number cpus "$cpus"
+require_number --nodes "$nodes"
+require_number --gpus "$gpus"
+require_number --cpus "$cpus"
 [[ $workdir != *://* ]] || fail "WORKDIR=$workdir must be a path on a disk that all nodes share"
 if [[ -e $caller/${config%%:*} ]]; then config=$caller/$config; fi
 workdir=$(absolute "$workdir" "$caller")
@@ -77,7 +78,7 @@ SCRIPT
 # singleton: never two jobs of a workdir at once, even if two are submitted.
 submission=(sbatch --parsable --job-name "$name" --nodes "$nodes" --ntasks-per-node "$gpus" --gpus-per-node "$gpus"
   --cpus-per-task "$cpus" --requeue --open-mode append --signal TERM@120 --dependency singleton
-  --output "$workdir/slurm-%j.log")
+  --output "${workdir//%/%%}/slurm-%j.log")
 if [[ -n $time ]]; then submission+=(--time "$time"); fi
 if [[ -n $partition ]]; then submission+=(--partition "$partition"); fi
 if [[ -n $account ]]; then submission+=(--account "$account"); fi

@@ -36,6 +36,10 @@ name='' zone='' type='' slices=1 runtime='' project=''
 options=(name zone type slices runtime project) switches=(spot reserved keep delete dry-run)
 parse_arguments "$@"
 [[ -n $name && -n $zone ]] || fail "give --name and --zone; see --help"
+[[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] || fail "--name=$name must be lower-case letters, digits and dashes"
+for option in zone type runtime project; do
+  [[ -z ${!option} ]] || require_plain "--$option" "${!option}"
+done
 
 where=(--zone "$zone")
 if [[ -n $project ]]; then where+=(--project "$project"); fi
@@ -65,7 +69,7 @@ if $delete; then
 fi
 
 require_config_and_workdir
-require_number slices "$slices"
+require_number --slices "$slices"
 [[ -n $type ]] || fail "give --type, such as v5litepod-256; see --help"
 [[ $config != /* && -e ${config%%:*} ]] || fail "CONFIG=$config must be a file of this project: it is copied with it"
 if [[ -z $runtime ]]; then
@@ -83,6 +87,7 @@ case $workdir in
     bucket=${workdir#gs://}
     # shellcheck disable=SC2088 # the worker's home, not ours
     workdir="~/gcs/$bucket" bucket=${bucket%%/*}
+    require_plain "WORKDIR's bucket" "$bucket"
     ;;
   /*) ;;
   *) fail "WORKDIR=$workdir must be gs://BUCKET/FOLDER, or an absolute path that all workers share" ;;

@@ -47,8 +47,8 @@ mount_bucket() {
 start() {
   local words=() word
   for word in "$@"; do
-    word=${word/#\~\//$HOME/}
-    words+=("${word/=\~\//=$HOME/}")
+    word=${word/#\~\//"$HOME/"}
+    words+=("${word/=\~\//"=$HOME/"}")
   done
   mkdir -p "$state"
   rm -f "$state/code" "$state/pid"

@@ -5,11 +5,14 @@ Arrays that XLA keeps on the chip are not counted, nor what no instruction moves
 from or updated in place, the part is counted: so a loop over stacked blocks reads each block's parameters once.
 """
 
+import re
+
 from dit_jax.planning.program_text import Computations, Instruction, split, trip_count
 
 # They move nothing; of an asynchronous one the start does.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
 _FREE |= {"opt-barrier", "add-dependency", "domain"}
+_FREE_CALL = re.compile(r'custom_call_target="(AllocateBuffer|ConcatBitcast)"')
 _SLICES = ("slice", "dynamic-slice", "gather")
 
 
@@ -28,11 +31,7 @@ def _traffic_of(computations: Computations, name: str) -> float:
     total = 0.0
     for instruction in computations[name]:
         op = instruction.op
-        if (
-            op in _FREE
-            or op.endswith(("-done", "-update"))
-            or 'custom_call_target="AllocateBuffer"' in instruction.rest
-        ):
+        if op in _FREE or op.endswith(("-done", "-update")) or _FREE_CALL.search(instruction.rest):
             continue
         if op == "while":
             total += trip_count(computations, instruction) * _traffic_of(computations, instruction.called[0])
