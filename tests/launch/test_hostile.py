@@ -41,7 +41,7 @@ def touched(shell):
 def commands(shell) -> list[str]:
     """Returns texts that touch a file where they are evaluated, by a shell, by arithmetic or by Python."""
     touch = f"touch {shell.folder / 'pwned'}"
-    return [f"a[$({touch})]", f"$({touch})", f"`{touch}`", f"1;{touch}", f"1'; {touch}; '", f'1"; {touch}; "']
+    return [f"HOME[$({touch})]", f"$({touch})", f"`{touch}`", f"1;{touch}", f"1'; {touch}; '", f'1"; {touch}; "']
 
 
 def words(shell) -> list[str]:
