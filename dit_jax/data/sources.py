@@ -15,7 +15,6 @@ import io
 import json
 import os
 import pathlib
-import posixpath
 import re
 import sys
 import tempfile
@@ -25,14 +24,24 @@ import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 from absl import logging
-from PIL import Image
 
 from dit_jax.config import DataConfig
 from dit_jax.data.archives import check_archive
+from dit_jax.data.folder import (
+    IMAGE_SUFFIXES,  # noqa: F401  (like the other three without a use here, also imported from this file)
+    METADATA_NAME,  # noqa: F401
+    decode,
+    folder_fields,
+    is_folder,
+    list_split,
+    one_line,
+    read_classes,  # noqa: F401
+    read_image,  # noqa: F401
+    read_map,
+)
 from dit_jax.data.transforms import CROP
-from dit_jax.files import file_lock, parse_json, user_path
+from dit_jax.files import file_lock, user_path
 from dit_jax.terminal import silence_tensorflow, tell
 
 # TFDS name -> where Debian's package of the data set puts its raw files (Debian "dataset-fashion-mnist").
@@ -41,11 +50,6 @@ DEBIAN_FOLDERS = {"fashion_mnist": "/usr/share/datasets/fashion-mnist"}
 SHIPPED_SUBSETS = {"fashion_mnist": pathlib.Path(__file__).parent / "fashion_mnist_subset"}
 TFDS_NAME = r"\w+(?:/[\w.+-]+)?(?::(?:\d+|\*)\.(?:\d+|\*)\.(?:\d+|\*))?"  # with its variant and its version
 PROBE_SECONDS = 15  # a host that has not answered by then is taken to be out of reach
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # no other decoder of Pillow sees a file, whatever its name
-MAX_LINE_BYTES = 2**20  # of that file: an image's captions are hundreds
-METADATA_NAME = "metadata.jsonl"  # further fields of an image folder's images, as Hugging Face's imagefolder has them
-EVAL_EVERY = 10  # an image folder without a folder for each split holds out every tenth image of a class
 
 
 class Source(Sequence):
@@ -80,7 +84,7 @@ def open_source(data: DataConfig, split: str) -> Source:
             f"config.data.extra_fields={names} must name each field once, and none of image, label, moments, text and "
             "map; leave these out"
         )
-    if _is_folder(data.name):
+    if is_folder(data.name):
         return _ImageFolder(data, split)
     if data.map_field is not None:
         raise ValueError(f"config.data.map_field={data.map_field!r} needs an image folder, and {data.name} is none")
@@ -89,7 +93,7 @@ def open_source(data: DataConfig, split: str) -> Source:
 
 def prepare(data: DataConfig) -> str:
     """Makes sure that the data set is on this machine, once; returns one line that says where it comes from."""
-    if _is_folder(data.name):
+    if is_folder(data.name):
         sizes = [len(_ImageFolder(data, split)) for split in (data.train_split, data.eval_split)]
         return f"{sizes[0]:,} + {sizes[1]:,} images of {data.num_classes} classes in {data.name}"
     return _prepared(data).origin
@@ -99,7 +103,7 @@ def is_prepared(data: DataConfig) -> bool:
     """Returns whether the data set is on this machine already, so that opening it fetches nothing."""
     return (
         pathlib.Path(data.name).expanduser().is_dir()
-        if _is_folder(data.name)
+        if is_folder(data.name)
         else _make_builder(data).data_path.exists()
     )
 
@@ -107,8 +111,8 @@ def is_prepared(data: DataConfig) -> bool:
 def source_identity(data: DataConfig) -> dict[str, Any]:
     """Returns what determines the images of a run, as JSON values: the same on every machine that has the same data."""
     identity = {"name": data.name}
-    if _is_folder(data.name):
-        files = {split: _list_folder(data, split) for split in (data.train_split, data.eval_split)}
+    if is_folder(data.name):
+        files = {split: list_split(data, split) for split in (data.train_split, data.eval_split)}
         names = "\n".join(f"{split} {'/'.join(path.parts[-2:])}" for split in files for path, _ in files[split])
         identity["version"] = "names-" + hashlib.sha256(names.encode()).hexdigest()[:16]
         identity["splits"] = {split: len(files[split]) for split in files}
@@ -131,8 +135,8 @@ def content_digest(data: DataConfig, split: str) -> str:
 
     Unlike `source_identity` it reads every file of a folder.
     """
-    if _is_folder(data.name):
-        return hash_files((f"{path.parent.name}/{path.name}", path) for path, _ in _list_folder(data, split))
+    if is_folder(data.name):
+        return hash_files((f"{path.parent.name}/{path.name}", path) for path, _ in list_split(data, split))
     prepared = _prepared(data)
     size = len(_TfdsSource(data, split))
     facts = prepared.builder.info.full_name, split, size, prepared.is_shipped_subset
@@ -159,65 +163,13 @@ def hash_files(files: Iterable[tuple[str, pathlib.Path]]) -> str:
     return digest.hexdigest()
 
 
-def read_image(path: pathlib.Path) -> np.ndarray:
-    """Returns an image file as [H, W, 1 or 3] uint8; alpha is dropped. Raises ValueError where it cannot be read."""
-    return _decode(path, str(path))
-
-
-def read_classes(path: pathlib.Path) -> np.ndarray:
-    """Returns a picture of classes, [H, W] uint8: the levels of a grey one, the indices of one with a palette."""
-    return _decode(path, str(path), as_classes=True)[..., 0]
-
-
-def _read_map(path: pathlib.Path, image: np.ndarray) -> np.ndarray:
-    """Returns a picture of classes, grey or with a palette, [H, W] uint8; ValueError unless as large as its image."""
-    classes = read_classes(path)
-    if classes.shape != image.shape[:2]:
-        sizes = [f"{width} x {height}" for height, width in (classes.shape, image.shape[:2])]
-        raise ValueError(f"map {path} is {sizes[0]}, but its image {sizes[1]}; they must be of one size")
-    return classes
-
-
-def _decode(image_file: Any, name: str, as_classes: bool = False) -> np.ndarray:
-    """Returns an encoded image (a path, or a file object) as [H, W, 1 or 3] uint8; alpha is dropped.
-
-    as_classes: of a picture with a palette its indices, of a grey one its levels, [H, W, 1]; of others ValueError.
-    """
-    try:
-        with Image.open(image_file, formats=IMAGE_FORMATS) as image:
-            # Pillow itself stops at twice this many; it only warns of a smaller decompression bomb.
-            if image.width * image.height > Image.MAX_IMAGE_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels are more than {Image.MAX_IMAGE_PIXELS:,}")
-            if image.mode.startswith(("I", "F")):
-                raise ValueError(f"its pixels (Pillow's mode {image.mode}) have more than 8 bits a channel")
-            mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
-            if as_classes:
-                if image.mode not in ("L", "P"):
-                    raise ValueError(f"a map is grey or has a palette, and its mode is {image.mode}")
-                return np.asarray(image)[..., None]
-            array = np.asarray(image if image.mode == mode else image.convert(mode))
-    except Exception as error:  # decoders of broken files raise OSError, SyntaxError, struct.error and others
-        raise ValueError(f"cannot read image {name}: {_one_line(error)}; remove or replace it") from error
-    return array[..., None] if mode == "L" else array
-
-
-def _one_line(error: BaseException) -> str:
-    """Returns the first line that an error says, or its type."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0].strip().rstrip(".:;") if lines else type(error).__name__
-
-
 # Image folders
-
-
-def _is_folder(name: str) -> bool:
-    return name.startswith(("/", "./", "../", "~")) or pathlib.Path(name).is_dir()
 
 
 class _ImageFolder(Source):
     def __init__(self, data: DataConfig, split: str):
-        self._files = _list_folder(data, split)
-        self._fields = _folder_fields(data, [path for path, _ in self._files])
+        self._files = list_split(data, split)
+        self._fields = folder_fields(data, [path for path, _ in self._files])
 
     def __len__(self) -> int:
         return len(self._files)
@@ -226,119 +178,8 @@ class _ImageFolder(Source):
         return [self._example(*self._files[index], self._fields[index]) for index in indices]
 
     def _example(self, path: pathlib.Path, label: int, fields: dict[str, Any]) -> dict[str, Any]:
-        example = {"image": _decode(path, str(path)), "label": label} | fields
-        return example | {"map": _read_map(fields["map"], example["image"])} if "map" in fields else example
-
-
-def _list_folder(data: DataConfig, split: str) -> list[tuple[pathlib.Path, int]]:
-    """Returns the (path, label) of a split's images, classes and files by name.
-
-    A folder with a sub-folder named after a split has its classes in there. Otherwise the split is by position
-    within a class: every tenth image is held out for evaluation.
-    """
-    folder = pathlib.Path(data.name).expanduser()
-    if not folder.is_dir():
-        raise ValueError(f"config.data.name={data.name!r}: no such folder; give an image folder or a TFDS name")
-    has_split_folders = any((folder / name).is_dir() for name in (data.train_split, data.eval_split))
-    known = _folders(folder) if has_split_folders else [data.train_split, data.eval_split]
-    if split not in known:
-        raise ValueError(
-            f"image folder {folder} has no split {split!r}, only {', '.join(known)}; add it or set "
-            "config.data.train_split and config.data.eval_split"
-        )
-    root = folder / split if has_split_folders else folder
-    classes = _folders(root)
-    if not classes:
-        raise ValueError(f"image folder {root} must hold one sub-folder a class, but has no sub-folder; add them")
-    if len(classes) != data.num_classes:
-        raise ValueError(
-            f"config.data.num_classes={data.num_classes} must be {len(classes)}, the number of class folders in {root}"
-        )
-    train_folder = folder / data.train_split
-    if has_split_folders and train_folder.is_dir() and classes != _folders(train_folder):
-        differing = sorted(set(classes) ^ set(_folders(train_folder)))
-        raise ValueError(f"{root} and {train_folder} must hold the same class folders; they differ in {differing[0]!r}")
-    files = []
-    for label, name in enumerate(classes):
-        paths = sorted(path for path in (root / name).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-        if not has_split_folders:
-            held_out = split == data.eval_split
-            paths = [path for i, path in enumerate(paths) if (i % EVAL_EVERY == EVAL_EVERY - 1) == held_out]
-        files += [(path, label) for path in paths]
-    if not files:
-        raise ValueError(
-            f"split {split!r} of image folder {folder} has no images ({', '.join(IMAGE_SUFFIXES)}); add some"
-            + ("" if has_split_folders else f": every {EVAL_EVERY}th of a class is held out for {data.eval_split!r}")
-        )
-    return files
-
-
-def _folder_fields(data: DataConfig, paths: Sequence[pathlib.Path]) -> list[dict[str, Any]]:
-    """Returns the extra fields of images, each from the nearest metadata file above it that knows the image.
-
-    Where there is a field of maps, "map" is the path of the image's own.
-    """
-    names = data.extra_fields if data.map_field is None else (*data.extra_fields, data.map_field)
-    if not names:
-        return [{}] * len(paths)
-    root = pathlib.Path(data.name).expanduser()
-    tables, found = {}, []
-    for path in paths:
-        folders = [folder for folder in path.parents if folder == root or root in folder.parents]
-        fields, home = {}, root
-        for folder in folders:
-            if folder not in tables:
-                tables[folder] = _read_metadata(folder / METADATA_NAME, names)
-            if not fields:
-                fields, home = tables[folder].get(path.relative_to(folder).as_posix(), {}), folder
-        wrong = [name for name in names if not _is_scalar(fields.get(name))]
-        if wrong:
-            raise ValueError(
-                f"image {path} has no field {wrong[0]!r} (a string or a number) in {METADATA_NAME}; add it there, or "
-                "take it out of config.data.extra_fields"
-            )
-        extra = {name: fields[name] for name in data.extra_fields}
-        found.append(extra if data.map_field is None else extra | {"map": _inside(home, fields[data.map_field], path)})
-    return found
-
-
-def _inside(folder: pathlib.Path, name: Any, image: pathlib.Path) -> pathlib.Path:
-    """Returns the file of a name in a metadata file; ValueError where it would lie outside of the folder."""
-    path = pathlib.PurePosixPath(posixpath.normpath(str(name)))
-    if path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"the map {str(name)[:200]!r} of image {image} must lie below {folder}; put it there")
-    return folder / path
-
-
-def _is_scalar(value: Any) -> bool:
-    """Returns whether a latent cache can hold a value: a string, a float, or an integer of 64 bits."""
-    return isinstance(value, (str, float)) or (isinstance(value, int) and -(2**63) <= value < 2**63)
-
-
-def _read_metadata(file: pathlib.Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Returns the named fields of each line of a metadata file, by the image's path relative to it."""
-    table = {}
-    if not file.is_file():
-        return table
-    with file.open("rb") as lines:
-        for number, line in enumerate(iter(lambda: lines.readline(MAX_LINE_BYTES + 1), b""), 1):
-            if not line.strip():
-                continue
-            try:
-                if len(line) > MAX_LINE_BYTES:
-                    raise ValueError(f"it is longer than {MAX_LINE_BYTES:,} bytes")
-                values = parse_json(line)
-                name = posixpath.normpath(values["file_name"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"{file} line {number} must be a JSON object with a file_name ({error!r}); mend or remove it"
-                ) from error
-            table[name] = {key: values[key] for key in names if key in values}
-    return table
-
-
-def _folders(folder: pathlib.Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        example = {"image": decode(path, str(path)), "label": label} | fields
+        return example | {"map": read_map(fields["map"], example["image"])} if "map" in fields else example
 
 
 # TFDS
@@ -380,7 +221,7 @@ class _TfdsSource(Source):
             records = self._records.__getitems__(indices)
         except RuntimeError as error:  # what ArrayRecord raises for a missing or damaged file
             raise ValueError(
-                f"cannot read {self._name}: {_one_line(error)}; delete {self._folder} to prepare it anew"
+                f"cannot read {self._name}: {one_line(error)}; delete {self._folder} to prepare it anew"
             ) from error
         return [self._example(record, index) for record, index in zip(records, indices, strict=True)]
 
@@ -391,7 +232,7 @@ class _TfdsSource(Source):
         if not 0 <= label < self._num_classes:  # TFDS writes -1 where there is no label, as in ImageNet's test split
             raise ValueError(f"example {index} of {self._name} has no label ({label}); choose a labelled split")
         extra = {name: self._scalar(features[name], name, index) for name in self._extra_fields}
-        return {"image": _decode(image, f"{index} of {self._name}"), "label": label} | extra
+        return {"image": decode(image, f"{index} of {self._name}"), "label": label} | extra
 
     def _scalar(self, feature: Any, name: str, index: int) -> str | int | float:
         value = getattr(feature, feature.WhichOneof("kind")).value[0]
@@ -439,10 +280,10 @@ def _prepare(builder: Any, data: DataConfig) -> _Prepared:
     except Exception as error:  # of the network, of TFDS, of the data set's own code
         if builder.name not in SHIPPED_SUBSETS:
             raise ValueError(
-                f"{data.name} could not be downloaded: {_one_line(error)}; set config.data.raw_dir to a folder with "
+                f"{data.name} could not be downloaded: {one_line(error)}; set config.data.raw_dir to a folder with "
                 "its raw files"
             ) from error
-        reason = _one_line(error)
+        reason = one_line(error)
     subset = _make_builder(data, pathlib.Path(builder.data_dir_root) / "shipped_subset")
     if not subset.data_path.exists():
         _prepare_from_folder(subset, SHIPPED_SUBSETS[builder.name], is_subset=True)
@@ -501,7 +342,7 @@ def _prepare_from_folder(builder: Any, folder: pathlib.Path, is_subset: bool = F
             _run_builder(builder, extract_dir=scratch, manual_dir=folder)
     except Exception as error:
         raise ValueError(
-            f"{builder.name} could not be prepared from {folder}: {_one_line(error)}; give it all the raw files, or "
+            f"{builder.name} could not be prepared from {folder}: {one_line(error)}; give it all the raw files, or "
             "set config.data.raw_dir to another folder"
         ) from error
 
@@ -547,7 +388,7 @@ def _find_builder(data: DataConfig, data_dir: pathlib.Path | None = None) -> Any
         names = tfds.list_builders(with_community_datasets=False)
         name = re.split("[/:]", data.name)[0]
         if name in names:
-            raise ValueError(f"config.data.name={data.name!r} cannot be loaded: {_one_line(error)}") from error
+            raise ValueError(f"config.data.name={data.name!r} cannot be loaded: {one_line(error)}") from error
         near = difflib.get_close_matches(name, names, n=1)
         raise ValueError(
             f"config.data.name={data.name!r} is not a TFDS data set or an existing folder; "
