@@ -62,6 +62,9 @@ class DataConfig:
     # Of the examples seen, how many may be unreadable: another one stands in for each. More of them end the run.
     max_bad_share: float = field(0.01, fixed=False)
     extra_fields: tuple[str, ...] = field((), fixed=False)  # of an example, kept in a latent cache, such as "caption"
+    # The classes by name, in the order of their labels; None: a folder's as people count ("2" before "10"), or TFDS's.
+    class_names: tuple[str, ...] | None = field(None, recorded=True)
+    background: tuple[int, ...] = (255, 255, 255)  # grey or RGB, on which what is transparent in a folder's images lies
     map_field: str | None = None  # of metadata.jsonl: the path from there of a picture of an image's pixels' classes
 
 
@@ -461,6 +464,7 @@ OPTIONAL_SECTIONS = ("dit", "unet", "conditions", "latents", "evaluation")
 # Far beyond any network there is: beyond is a slip, or a file made to fill the memory.
 MAX_COUNT, MAX_SIDE, MAX_DEPTH, MAX_LEVELS, MAX_WIDTH = 2**31 - 1, 2**14, 2**10, 16, 2**17
 MAX_CODES, MAX_POSITIONS = 2**24, 2**28  # rows of a table; numbers in the table of position embeddings
+ZERO_ALLOWED = ("attention_levels", "background", "timesteps", "start_step", "max_rollbacks")  # beside zero by default
 MIN_TILE = 8  # latents a side: what looks around a place, or everywhere, would see too little of a smaller tile
 LPIPS_MIN_SIZE = 16  # pixels a side: VGG-16 halves them four times
 
@@ -542,6 +546,16 @@ def check_config(config: Config) -> None:
     _check_numbers(config, "config")
     _check_sizes(config)
     _require(data.channels in (1, 3), f"config.data.channels={data.channels} must be 1 (grey) or 3 (RGB)")
+    _require(
+        len(data.background) in (1, 3) and max(data.background) <= 255,
+        f"config.data.background={_shown(data.background)} must be a grey level or RGB, each from 0 to 255, such as "
+        "(255,) or (255, 255, 255)",
+    )
+    _require(
+        data.class_names is None
+        or (len(set(data.class_names)) == len(data.class_names) == data.num_classes and all(data.class_names)),
+        f"config.data.class_names={_shown(data.class_names)} must be {data.num_classes} different names, one a class",
+    )
     _require(
         data.train_split != data.eval_split,
         f"config.data.eval_split={data.eval_split!r} must differ from train_split: it holds images never trained on",
@@ -1067,7 +1081,7 @@ def _check_numbers(section: Any, path: str) -> None:
         value, name = getattr(section, f.name), f"{path}.{f.name}"
         if dataclasses.is_dataclass(value):
             _check_numbers(value, name)
-        zero_allowed = f.default == 0 or f.name in ("attention_levels", "timesteps", "start_step", "max_rollbacks")
+        zero_allowed = f.default == 0 or f.name in ZERO_ALLOWED
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, int) and not isinstance(number, bool):
                 _require(number <= MAX_COUNT, f"{name}={_shown(value)} must be at most {MAX_COUNT}")

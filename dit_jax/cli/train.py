@@ -11,7 +11,7 @@ import typing
 from contextlib import nullcontext
 
 from dit_jax.cli.main import add_config_argument, path_flag
-from dit_jax.config import Config, TextConfig, check_platform, fixed_differences, load_config
+from dit_jax.config import Config, DataConfig, TextConfig, check_platform, fixed_differences, load_config
 from dit_jax.parallel.preemption import Preemption
 
 if typing.TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _run(args: argparse.Namespace, preemption: Preemption | None) -> None:
         raise ValueError(f"--workdir={workdir} must be on a disk that all hosts share; this one does not see it")
     check_starting_weights(config, workdir)
     config = with_text_encoder(config)
-    config = resolve_images(config) if from_images else resolve_latents(config)
+    config = resolve_images(config, workdir) if from_images else resolve_latents(config)
     from dit_jax.parallel.mesh import check_batch_size, make_mesh
 
     mesh = make_mesh(config.mesh)
@@ -300,21 +300,35 @@ def with_encoder(config: Config) -> Config:
     return dataclasses.replace(config, latents=dataclasses.replace(latents, autoencoder=digest))
 
 
-def resolve_images(config: Config) -> Config:
-    """Returns the config with the version of its data set, which is prepared if it is not yet."""
+def resolve_images(config: Config, workdir: pathlib.Path | None = None) -> Config:
+    """Returns the config with the version and the classes of its data set, which is prepared if it is not yet.
+
+    workdir: of the run that may have begun, by other rules (`as_begun`).
+    """
     from dit_jax.data.sources import prepare, source_identity
     from dit_jax.parallel.distributed import is_first
 
     if config.latents is not None:
         config = with_encoder(config)
-    origin = prepare(config.data)
+    data = config.data if workdir is None else as_begun(config.data, workdir)
+    origin = prepare(data)
     if is_first():
         print(origin, flush=True)
-    return with_data_version(config, source_identity(config.data))
+    return with_data_version(config, source_identity(data))
+
+
+def as_begun(data: DataConfig, workdir: pathlib.Path) -> DataConfig:
+    """Returns the data whose folder is listed and read as the workdir's run began to (`folder.reads_as_stored`)."""
+    from dit_jax.checkpoint import read_config
+    from dit_jax.data.folder import reads_as_stored
+
+    old = read_config(workdir)
+    is_old = old is not None and reads_as_stored(old.data)
+    return dataclasses.replace(data, version=old.data.version) if is_old and data.version is None else data
 
 
 def with_data_version(config: Config, identity: dict) -> Config:
-    """Returns the config that records which data it has, so that a run is never resumed on other data."""
+    """Returns the config that records which data and classes it has, so that a run is never resumed on others."""
     splits = ", ".join(f"{split} {size}" for split, size in identity["splits"].items())
     subset = ", shipped subset" if identity.get("shipped_subset") else ""
     version = f"{identity['version']} ({splits}{subset})"
@@ -322,7 +336,16 @@ def with_data_version(config: Config, identity: dict) -> Config:
         raise ValueError(
             f"config.data.version={config.data.version!r} but the data is {version!r}; change the config or the data"
         )
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, version=version))
+    names = identity.get("class_names")  # None: of a cache that version 1 of the rules made
+    ours = config.data.class_names
+    if names is not None and ours is not None and tuple(names) != ours:
+        first = next(i for i in range(len(ours)) if i >= len(names) or names[i] != ours[i])
+        raise ValueError(
+            f"config.data.class_names[{first}]={ours[first]!r} but the data has {names[first : first + 1]}; change the "
+            "config, or leave out config.data.class_names"
+        )
+    names = ours if names is None else tuple(names)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, version=version, class_names=names))
 
 
 def resolve_latents(config: Config) -> Config:
@@ -365,6 +388,8 @@ def resolve_latents(config: Config) -> Config:
         given |= {f"config.conditions.text.{name}": (getattr(text, name), theirs) for name, theirs in cached.items()}
     for name in ("name", "image_size", "channels", "num_classes", "horizontal_flip"):
         given[f"config.data.{name}"] = getattr(config.data, name), manifest.data.get(name)
+    if "background" in manifest.data:  # of a folder
+        given["config.data.background"] = list(config.data.background), manifest.data["background"]
     for key, (ours, theirs) in given.items():
         if ours != theirs:
             raise ValueError(

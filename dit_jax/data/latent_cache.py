@@ -360,6 +360,8 @@ class LatentCacheWriter:
         except (ValueError, AttributeError) as error:
             raise ValueError(f"{file} is damaged ({error}); delete {self.path} and run the command again") from error
         ours = _flat(self._plan)
+        # Older releases wrote no names of classes; their order is that of `data.version`.
+        ignored = (*ignored, *({"data.class_names"} - stored.keys()))
         differing = [key for key in ours | stored if stored.get(key) != ours.get(key) and key not in ignored]
         if differing:
             key, more = differing[0], f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
@@ -424,6 +426,7 @@ def _check_manifest(manifest: Manifest) -> None:
         "scale": 0 < manifest.scale < float("inf"),
         "splits": manifest.splits.keys() == manifest.shards.keys() and manifest.splits == manifest.data.get("splits"),
         "data.num_classes": isinstance(manifest.data.get("num_classes"), int),
+        "data.class_names": _are_names(manifest.data.get("class_names"), manifest.data.get("num_classes")),
         "text": manifest.text is None
         or min(manifest.text.max_length, manifest.text.width, manifest.text.pooled_width) > 0,
     }
@@ -441,6 +444,13 @@ def _check_manifest(manifest: Manifest) -> None:
     for name, holds in checks.items():
         if not holds:
             raise ValueError(f"{name}: these cannot be")
+
+
+def _are_names(names: Any, num_classes: Any) -> bool:
+    """Returns whether these are the names of so many classes; an older cache has none."""
+    return names is None or (
+        isinstance(names, list) and len(names) == num_classes and all(isinstance(name, str) for name in names)
+    )
 
 
 def open_latents(path: str | os.PathLike, split: str) -> Source:

@@ -7,6 +7,7 @@ and says so.
 """
 
 import abc
+import collections
 import contextlib
 import difflib
 import functools
@@ -29,16 +30,21 @@ from absl import logging
 from dit_jax.config import DataConfig
 from dit_jax.data.archives import check_archive
 from dit_jax.data.folder import (
-    IMAGE_SUFFIXES,  # noqa: F401  (like the other three without a use here, also imported from this file)
+    IMAGE_SUFFIXES,  # noqa: F401  (like the other two without a use here, also imported from this file)
     METADATA_NAME,  # noqa: F401
+    PLAIN_VERSION,
+    class_folders,
     decode,
+    describe_left_out,
     folder_fields,
     is_folder,
     list_split,
     one_line,
     read_classes,  # noqa: F401
-    read_image,  # noqa: F401
+    read_image,
     read_map,
+    reads_as_stored,
+    split_root,
 )
 from dit_jax.data.transforms import CROP
 from dit_jax.files import file_lock, user_path
@@ -94,8 +100,11 @@ def open_source(data: DataConfig, split: str) -> Source:
 def prepare(data: DataConfig) -> str:
     """Makes sure that the data set is on this machine, once; returns one line that says where it comes from."""
     if is_folder(data.name):
-        sizes = [len(_ImageFolder(data, split)) for split in (data.train_split, data.eval_split)]
-        return f"{sizes[0]:,} + {sizes[1]:,} images of {data.num_classes} classes in {data.name}"
+        training, held_out = (_ImageFolder(data, split) for split in (data.train_split, data.eval_split))
+        # Where the splits are by position, both are of the same folders.
+        left_out = training.left_out + (held_out.left_out if held_out.root != training.root else collections.Counter())
+        found = f"{len(training):,} + {len(held_out):,} images of {data.num_classes} classes in {data.name}"
+        return found + describe_left_out(left_out)
     return _prepared(data).origin
 
 
@@ -112,16 +121,20 @@ def source_identity(data: DataConfig) -> dict[str, Any]:
     """Returns what determines the images of a run, as JSON values: the same on every machine that has the same data."""
     identity = {"name": data.name}
     if is_folder(data.name):
-        files = {split: list_split(data, split) for split in (data.train_split, data.eval_split)}
-        names = "\n".join(f"{split} {'/'.join(path.parts[-2:])}" for split in files for path, _ in files[split])
-        identity["version"] = "names-" + hashlib.sha256(names.encode()).hexdigest()[:16]
+        files = {split: _names(data, split) for split in (data.train_split, data.eval_split)}
+        names = "\n".join(f"{split} {name}" for split in files for name, _ in files[split])
+        rules = PLAIN_VERSION if reads_as_stored(data) else "files-"
+        identity["version"] = rules + hashlib.sha256(names.encode()).hexdigest()[:16]
         identity["splits"] = {split: len(files[split]) for split in files}
+        if not reads_as_stored(data):
+            identity["background"] = list(data.background)
     else:
         prepared = _prepared(data)
         identity["version"] = prepared.builder.info.full_name
         identity["splits"] = {split: len(_TfdsSource(data, split)) for split in (data.train_split, data.eval_split)}
         identity["shipped_subset"] = prepared.is_shipped_subset
     return identity | {
+        "class_names": class_names(data),
         "image_size": data.image_size,
         "channels": data.channels,
         "num_classes": data.num_classes,
@@ -130,17 +143,31 @@ def source_identity(data: DataConfig) -> dict[str, Any]:
     }
 
 
+def class_names(data: DataConfig) -> list[str]:
+    """Returns the names of the classes of a data set, in the order of their labels."""
+    if is_folder(data.name):
+        return list(class_folders(data, data.train_split))
+    builder = _prepared(data).builder
+    return list(builder.info.features[_feature_name(builder, _import_tfds().features.ClassLabel)].names)
+
+
 def content_digest(data: DataConfig, split: str) -> str:
     """Returns a SHA-256 of the images of a split: of a folder's names and bytes, of a TFDS data set's version.
 
     Unlike `source_identity` it reads every file of a folder.
     """
     if is_folder(data.name):
-        return hash_files((f"{path.parent.name}/{path.name}", path) for path, _ in list_split(data, split))
+        return hash_files(_names(data, split))
     prepared = _prepared(data)
     size = len(_TfdsSource(data, split))
     facts = prepared.builder.info.full_name, split, size, prepared.is_shipped_subset
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def _names(data: DataConfig, split: str) -> list[tuple[str, pathlib.Path]]:
+    """Returns (path below the split's folder, path) of the images of a folder's split."""
+    root = split_root(data, split)
+    return [(path.relative_to(root).as_posix(), path) for path, _ in list_split(data, split).files]
 
 
 def tfds_classes(data: DataConfig) -> tuple[int, int]:
@@ -168,7 +195,8 @@ def hash_files(files: Iterable[tuple[str, pathlib.Path]]) -> str:
 
 class _ImageFolder(Source):
     def __init__(self, data: DataConfig, split: str):
-        self._files = list_split(data, split)
+        self._files, self.left_out = list_split(data, split)
+        self.root, self._background, self._as_stored = split_root(data, split), data.background, reads_as_stored(data)
         self._fields = folder_fields(data, [path for path, _ in self._files])
 
     def __len__(self) -> int:
@@ -178,8 +206,10 @@ class _ImageFolder(Source):
         return [self._example(*self._files[index], self._fields[index]) for index in indices]
 
     def _example(self, path: pathlib.Path, label: int, fields: dict[str, Any]) -> dict[str, Any]:
-        example = {"image": decode(path, str(path)), "label": label} | fields
-        return example | {"map": read_map(fields["map"], example["image"])} if "map" in fields else example
+        example = {"image": read_image(path, self._background, self._as_stored), "label": label} | fields
+        if "map" in fields:
+            example["map"] = read_map(fields["map"], example["image"], self._as_stored)
+        return example
 
 
 # TFDS
@@ -232,7 +262,8 @@ class _TfdsSource(Source):
         if not 0 <= label < self._num_classes:  # TFDS writes -1 where there is no label, as in ImageNet's test split
             raise ValueError(f"example {index} of {self._name} has no label ({label}); choose a labelled split")
         extra = {name: self._scalar(features[name], name, index) for name in self._extra_fields}
-        return {"image": decode(image, f"{index} of {self._name}"), "label": label} | extra
+        # Images of TFDS are what TFDS makes of them, which neither turns nor composites.
+        return {"image": decode(image, f"{index} of {self._name}", as_stored=True), "label": label} | extra
 
     def _scalar(self, feature: Any, name: str, index: int) -> str | int | float:
         value = getattr(feature, feature.WhichOneof("kind")).value[0]

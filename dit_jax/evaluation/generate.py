@@ -18,6 +18,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from dit_jax import terminal
 from dit_jax.config import Config, SamplingConfig, check_sampling, override_section
+from dit_jax.data.folder import reads_as_stored
 from dit_jax.diffusion.classifier_guidance import class_gradient, led
 from dit_jax.diffusion.guidance import between, guidance_scales, guided
 from dit_jax.diffusion.parameterization import Prediction, predict
@@ -163,6 +164,18 @@ def check_conditions(
     return {name: given[name] for name in read}, next(iter(counts.values()))
 
 
+def _names_of_both(*configs: Config) -> list[tuple[str, ...] | None]:
+    """Returns the names of the classes of two configs, the same ones where only one of them has recorded any.
+
+    But runs of an older release recorded none, and sorted them as text.
+    """
+    known = next((config.data.class_names for config in configs if config.data.class_names), None)
+    return [
+        config.data.class_names or (tuple(sorted(known)) if known and reads_as_stored(config.data) else known)
+        for config in configs
+    ]
+
+
 def check_classifier(config: Config, theirs: Config) -> None:
     """Raises ValueError where a classifier's config is not of the denoiser's process, input and classes."""
     if theirs.stage != "classifier":
@@ -170,12 +183,13 @@ def check_classifier(config: Config, theirs: Config) -> None:
     facts = [
         {
             "data.num_classes": each.data.num_classes,
+            "data.class_names": names,
             "the input's shape": each.input_shape,
             "latents.autoencoder": each.latents and each.latents.autoencoder,
             "latents.scale": each.latents and each.latents.scale,
         }
         | {f"diffusion.{name}": getattr(each.diffusion, name) for name in PROCESS_FIELDS}
-        for each in (config, theirs)
+        for each, names in zip((config, theirs), _names_of_both(config, theirs), strict=True)
     ]
     for name, ours in facts[0].items():
         if facts[1][name] != ours:

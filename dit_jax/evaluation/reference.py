@@ -19,19 +19,19 @@ from jax.sharding import Mesh
 
 from dit_jax.checkpoint import CHECKPOINTS, CONFIG_FILE
 from dit_jax.config import DataConfig
+from dit_jax.data.folder import (
+    SUFFIXES_SHOWN,
+    WHITE,
+    describe_left_out,
+    is_folder,
+    list_images,
+    read_image,
+    reads_as_stored,
+)
 from dit_jax.data.latent_cache import MANIFEST_NAME as CACHE_MANIFEST
 from dit_jax.data.latent_cache import PLAN_NAME as CACHE_PLAN
 from dit_jax.data.pipeline import byte_transform, eval_batches
-from dit_jax.data.sources import (
-    IMAGE_SUFFIXES,
-    TFDS_NAME,
-    Source,
-    content_digest,
-    hash_files,
-    open_source,
-    read_image,
-    tfds_classes,
-)
+from dit_jax.data.sources import TFDS_NAME, Source, content_digest, hash_files, open_source, tfds_classes
 from dit_jax.data.transforms import CROP
 from dit_jax.evaluation.features import extract_features
 from dit_jax.evaluation.measure import Reference
@@ -49,7 +49,7 @@ from dit_jax.metrics.adm_files import (
 from dit_jax.metrics.frechet import Statistics, StatisticsAccumulator
 from dit_jax.parallel.distributed import is_first
 from dit_jax.parallel.mesh import on_all_processes
-from dit_jax.terminal import progress
+from dit_jax.terminal import progress, tell
 
 READ_IMAGES = 256  # at once
 SAMPLES_NAME = "samples.npz"  # of `dit-jax sample`
@@ -65,15 +65,18 @@ class ReferenceImages(NamedTuple):
 
 
 class FolderImages(Source):
-    """Every image below a folder, in the order of their paths."""
+    """Every image below a folder (`folder.list_images`), in the order of their paths.
 
-    def __init__(self, folder: str | os.PathLike):
+    left_out: what else is there, for the end of a line.
+    """
+
+    def __init__(self, folder: str | os.PathLike, background: Sequence[int] = WHITE):
         """Raises ValueError where there is no image, or where they are a run's own pictures and no images."""
-        root = pathlib.Path(folder)
-        refuse_own_folder(root)
-        self.paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+        refuse_own_folder(pathlib.Path(folder))
+        self.paths, left_out = list_images(folder)
+        self.left_out, self._background = describe_left_out(left_out), background
         if not self.paths:
-            raise ValueError(f"{folder} has no images ({', '.join(IMAGE_SUFFIXES)}); give a folder that has")
+            raise ValueError(f"{folder} has no images ({SUFFIXES_SHOWN}){self.left_out}; give a folder that has")
         for parent in {path.parent for path in self.paths}:
             refuse_own_folder(parent)
 
@@ -81,7 +84,7 @@ class FolderImages(Source):
         return len(self.paths)
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        return [{"image": read_image(self.paths[index]), "label": 0} for index in indices]
+        return [{"image": read_image(self.paths[index], self._background), "label": 0} for index in indices]
 
 
 def reference_data(reference: str, data: DataConfig) -> tuple[DataConfig, str]:
@@ -98,7 +101,7 @@ def reference_data(reference: str, data: DataConfig) -> tuple[DataConfig, str]:
         name, split = reference, None
     if name == data.name:
         return data, split or data.train_split
-    other = dataclasses.replace(data, name=name, version=None, extra_fields=(), map_field=None)
+    other = dataclasses.replace(data, name=name, version=None, class_names=None, extra_fields=(), map_field=None)
     try:
         num_classes, _ = tfds_classes(other)
     except ValueError as error:
@@ -134,13 +137,18 @@ def open_reference(reference: str | None, data: DataConfig) -> ReferenceImages:
     if reference is not None and is_array_file(reference):
         return _file_images(SamplesFile(reference), data.image_size)
     if reference is not None and pathlib.Path(reference).is_dir():
-        source = FolderImages(reference)
+        source = FolderImages(reference, data.background)
+        if source.left_out and is_first():
+            tell(f"{reference}: {len(source):,} images{source.left_out}")
         digest = hash_files((path.relative_to(reference).as_posix(), path) for path in source.paths)
         identity = {"name": pathlib.Path(reference).resolve().name, "sha256": digest}
+        identity["background"] = list(data.background)
     else:
         data, split = (data, data.train_split) if reference is None else reference_data(reference, data)
         source = open_source(data, split)
         identity = {"name": pathlib.Path(data.name).name, "split": split, "sha256": content_digest(data, split)}
+        if is_folder(data.name) and not reads_as_stored(data):
+            identity["background"] = list(data.background)
     identity |= {"num_images": len(source), "image_size": data.image_size, "channels": data.channels, "crop": CROP}
 
     return ReferenceImages(identity, len(source), lambda: image_batches(source, data, READ_IMAGES))
