@@ -12,6 +12,7 @@ import os
 import pathlib
 import re
 import secrets
+import unicodedata
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -64,6 +65,24 @@ def parse_json(text: str | bytes) -> Any:
         if not level:
             return value
     raise ValueError("it is nested too deep")
+
+
+def read_lines(path: str | os.PathLike) -> list[str]:
+    """Returns the lines of a text that a person wrote, normalised: with any newline, a byte-order mark or none.
+
+    Raises:
+      OSError: where it cannot be read; ValueError: where it is not UTF-8.
+    """
+    try:
+        text = pathlib.Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be text in UTF-8, but its byte {error.start} is not; save it so") from error
+    return re.split("\r\n|\r|\n", normalised(text))
+
+
+def normalised(text: str) -> str:
+    """Returns a text with one code for each character (Unicode's NFC): a Mac writes "é" as two, others as one."""
+    return unicodedata.normalize("NFC", text)
 
 
 def to_json(value: Any) -> str:

@@ -2,8 +2,9 @@
 
 import difflib
 import re
-import unicodedata
 from collections.abc import Sequence
+
+from dit_jax.files import normalised
 
 MAX_SHOWN = 20  # names in an error
 
@@ -12,11 +13,6 @@ def natural_key(name: str) -> tuple:
     """Returns what sorts names as people count: "2" before "10", "class_9" before "class_10"."""
     parts = re.split(r"([0-9]+)", name)  # text and digits in turn, text first
     return *(int(part) if i % 2 else part for i, part in enumerate(parts)), name
-
-
-def normalised(text: str) -> str:
-    """Returns a text with one code for each character (Unicode's NFC): a Mac writes "é" as two, others as one."""
-    return unicodedata.normalize("NFC", text)
 
 
 def class_number(label: str | int, class_names: Sequence[str] | None, num_classes: int) -> int:

@@ -20,9 +20,9 @@ import numpy as np
 from PIL import ExifTags, Image, features
 
 from dit_jax.config import DataConfig
-from dit_jax.data.classes import natural_key, normalised
+from dit_jax.data.classes import natural_key
 from dit_jax.data.transforms import to_channels
-from dit_jax.files import parse_json
+from dit_jax.files import normalised, parse_json
 
 # Decoders of pixels alone: none of them runs a program (as EPS runs Ghostscript) or opens another file. No other
 # decoder of Pillow sees a file, whatever its name.

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dit_jax.config import LayoutConfig
+from dit_jax.files import normalised
 
 
 class Box(NamedTuple):
@@ -34,8 +35,9 @@ class LayoutTokenizer:
     def parse(self, text: str) -> list[Box]:
         """Returns the boxes of a layout's text; ValueError in one line where it cannot be one."""
         classes = self.layout.classes
+        known = [normalised(name) for name in classes]
         boxes = []
-        for part in filter(None, map(str.strip, text.split(";"))):
+        for part in filter(None, map(str.strip, normalised(text).split(";"))):
             name, *numbers = part.rsplit(maxsplit=4)
             try:
                 sides = [float(number) for number in numbers]
@@ -43,11 +45,11 @@ class LayoutTokenizer:
                 sides = []
             if len(sides) != 4:
                 raise ValueError(f"layout: {part[:200]!r} must be a class and four numbers, such as 'cat 0 0.25 0.5 1'")
-            if name not in classes:
+            if name not in known:
                 raise ValueError(
                     f"layout: {name[:200]!r} is no class of the model; its classes are {', '.join(classes)}"
                 )
-            boxes.append(Box(classes.index(name), *sides))
+            boxes.append(Box(known.index(name), *sides))
         return boxes
 
     def tokenize(self, boxes: list[Box], mirrored: bool = False) -> dict[str, np.ndarray]:

@@ -1,7 +1,8 @@
 """From captions to the ids of a text encoder's vocabulary, by a `tokenizer.json` of Hugging Face's `tokenizers`.
 
 That file is of any of its tokenizers: BERT's word pieces, CLIP's byte pairs, T5's unigrams. Captions come out at a
-fixed length, so that nothing is compiled for each, with a mask of what is there.
+fixed length, so that nothing is compiled for each, with a mask of what is there. Those of training and those that are
+drawn for are normalised alike (Unicode's NFC), wherever they were written.
 """
 
 import os
@@ -10,6 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+from dit_jax.files import normalised
 
 TOKENIZER_NAME = "tokenizer.json"
 MAX_TOKENIZER_BYTES = 2**26  # multilingual T5's has 17 MB
@@ -67,12 +70,13 @@ class Tokenizer:
         mask = np.zeros(ids.shape, bool)
         for i, caption in enumerate(captions):
             if caption.strip():
-                tokens = self._encode(caption).ids
+                tokens = self._encode(normalised(caption)).ids
                 ids[i, : len(tokens)], mask[i, : len(tokens)] = tokens, True
         return {"ids": ids, "mask": mask}
 
     def cut(self, caption: str) -> str:
         """Returns the end of a caption that `tokenize` leaves out, as it is written; "" of one that fits."""
+        caption = normalised(caption)
         encoding = self._encode(caption)
         if not encoding.overflowing:
             return ""
