@@ -5,7 +5,9 @@ import json
 
 from dit_jax.cli.main import add_config_argument, path_flag
 from dit_jax.config import Config, load_config, undivided_activations
+from dit_jax.data.classes import shown_name
 
+MAX_NAMES = 100  # of classes in a line
 HELP = "prints parameters, Gflops and shardings of a config or a checkpoint"
 
 
@@ -43,7 +45,8 @@ def run(args: argparse.Namespace) -> None:
     from dit_jax.parallel.mesh import make_mesh
     from dit_jax.parallel.rules import describe_shardings
 
-    info = {"stage": config.stage, "step": step} | describe_cost(config)
+    names = config.data.class_names
+    info = {"stage": config.stage, "step": step, "class_names": names} | describe_cost(config)
     if config.autoencoder and config.autoencoder.discriminator:
         info["discriminator_parameters"] = count_discriminator(config)
     info["shardings"] = describe_shardings(abstract_params(config), make_mesh(config.mesh), config.mesh.rules)
@@ -52,6 +55,10 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps(info))
         return
     print(f"stage {config.stage}" + (f", checkpoint of step {step}" if step is not None else ""))
+    if names:
+        told = ", ".join(f"{number} {shown_name(name)}" for number, name in enumerate(names[:MAX_NAMES]))
+        more = f" and {len(names) - MAX_NAMES:,} more (--json has all)" if len(names) > MAX_NAMES else ""
+        print(f"{len(names):,} classes: {told}{more}")
     print(f"{info['parameters']:,} parameters, {info['macs'] / 1e9:.4g} Gflops (multiply-adds of one forward pass)")
     for name, count in info["modules"].items():
         print(f"  {name:<20} {count:>15,} {info['module_macs'][name] / 1e9:>12.4g} G")

@@ -467,7 +467,7 @@ def diffusion_task(config: Config, mesh: "Mesh", workdir: pathlib.Path) -> "Task
     from dit_jax.evaluation.example_conditions import example_conditions, spread_positions
     from dit_jax.evaluation.generate import balanced_labels, make_generator
     from dit_jax.evaluation.loaded import AUTOENCODER_DIR, load_codec
-    from dit_jax.evaluation.pictures import condition_grid, sample_grid
+    from dit_jax.evaluation.pictures import class_texts, condition_grid, sample_grid
     from dit_jax.parallel.mesh import batch_shards
     from dit_jax.training.diffusion_step import make_diffusion_eval, make_diffusion_loss
     from dit_jax.training.step import gradients_of
@@ -496,8 +496,10 @@ def diffusion_task(config: Config, mesh: "Mesh", workdir: pathlib.Path) -> "Task
     def draw(params) -> dict:
         given, examples = conditions(NUM_PICTURES)
         images = generator()(params, given, PICTURE_SEED)
-        grid = sample_grid(images, num_classes) if not examples else condition_grid(config, [images], examples)
-        return {"samples": grid}
+        if examples:
+            return {"samples": condition_grid(config, [images], examples)}
+        names = class_texts(config.data, given["label"]) if "label" in config.condition_dropout else None
+        return {"samples": sample_grid(images, num_classes, names)}
 
     return make_task(
         config,

@@ -6,8 +6,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
-from dit_jax.config import Config
+from dit_jax.config import Config, DataConfig
+from dit_jax.data.classes import shown_name
 from dit_jax.metrics.picture import make_grid, to_uint8
 from dit_jax.models.build import build_model
 from dit_jax.models.spatial import reduced
@@ -16,6 +18,7 @@ from dit_jax.types import Array, Params
 COLUMNS = 10  # of a grid, where the classes do not set them
 MAX_STRIPS = 10  # of a picture of denoising
 MAX_CLASS_COLUMNS = 20  # more classes than this do not fit a column each
+LINE_HEIGHT, HEADER_HEIGHT = 14, 120  # pixels, of a line of text (Pillow's own font) and of the longest that is turned
 
 
 def make_reconstructor(config: Config) -> Callable[[Params, Array], Array]:
@@ -72,10 +75,65 @@ def class_colours(num_classes: int) -> np.ndarray:
     )
 
 
-def sample_grid(images: np.ndarray, num_classes: int) -> np.ndarray:
-    """Returns a grid uint8 [H, W, 3] of images with balanced labels: a column a class, where the classes are few."""
+def sample_grid(images: np.ndarray, num_classes: int, names: Sequence[str] | None = None) -> np.ndarray:
+    """Returns a grid uint8 [H, W, 3] of images with balanced labels: a column a class, where the classes are few.
+
+    names: of the images' classes, [N]; they stand above a column that is of one class, else above each image. None: no
+    names.
+    """
     columns = num_classes if 1 < num_classes <= MAX_CLASS_COLUMNS else COLUMNS
-    return make_grid(images, columns=min(columns, len(images)))
+    columns = min(columns, len(images))
+    if names is None:
+        return make_grid(images, columns)
+    if all(name == names[i % columns] for i, name in enumerate(names)):
+        grid = make_grid(images, columns)
+        return np.concatenate([_header(names[:columns], grid.shape[1]), grid])
+    rows = []
+    for start in range(0, len(images), columns):
+        shown = images[start : start + columns]
+        empty = np.full((columns - len(shown), *images.shape[1:]), 255, np.uint8)
+        row = make_grid(np.concatenate([shown, empty]), columns)
+        told = [*names[start : start + columns], *[""] * len(empty)]
+        rows += [_header(told, row.shape[1], turns=False), row]
+    return np.concatenate(rows)
+
+
+def class_texts(data: DataConfig, labels: Sequence[int] | None) -> list[str] | None:
+    """Returns what stands for classes in a picture, [N]: names, or numbers for names that the font lacks letters of.
+
+    None where no names are known, or there are no labels.
+    """
+    if data.class_names is None or labels is None:
+        return None
+    names = map(shown_name, data.class_names)
+    texts = [name if name.isascii() else str(number) for number, name in enumerate(names)]
+    return [texts[label] for label in labels]
+
+
+def _header(texts: Sequence[str], width: int, turns: bool = True) -> np.ndarray:
+    """Returns texts, each above its part of a width, [h, width, 3] uint8; turned up where one is too long for that."""
+    font, cell = ImageFont.load_default(), width // len(texts)
+    turns = turns and max(font.getlength(text) for text in texts) > cell - 4
+    texts = [_shortened(text, font, HEADER_HEIGHT if turns else cell - 4) for text in texts]
+    length = max(int(font.getlength(text)) + 1 for text in texts)
+    height = length + 4 if turns else LINE_HEIGHT
+    header = Image.new("RGB", (width, height), "white")
+    for i, text in enumerate(texts):
+        line = Image.new("RGB", (length, LINE_HEIGHT), "white")
+        ImageDraw.Draw(line).text((0, 0), text, "black", font)
+        line = line.rotate(90, expand=True) if turns else line
+        middle = i * width // len(texts) + cell // 2
+        written = LINE_HEIGHT if turns else int(font.getlength(text))
+        header.paste(line, (max(0, middle - written // 2), 2 if turns else 0))
+    return np.asarray(header)
+
+
+def _shortened(text: str, font: Any, width: int) -> str:
+    """Returns a text, its end cut so that it is no wider than so many pixels."""
+    short = text
+    while short and font.getlength(short if short == text else f"{short}...") > width:
+        short = short[:-1]
+    return short if short == text else f"{short}..." if short else ""
 
 
 def denoising_strips(frames: np.ndarray) -> np.ndarray:
