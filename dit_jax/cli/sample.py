@@ -5,15 +5,19 @@ all are there, it draws nothing. `samples.json` has what they were drawn with.
 """
 
 import argparse
+import csv
 import dataclasses
 import math
 import os
 import pathlib
 import re
 import typing
+from collections.abc import Sequence
 
 from dit_jax.cli.main import path_flag, paths_flag
 from dit_jax.config import ComputeConfig, Config, check_seed, override_config
+from dit_jax.data.classes import class_number
+from dit_jax.files import normalised, read_lines
 
 if typing.TYPE_CHECKING:
     from dit_jax.data.tokenizer import Tokenizer
@@ -21,7 +25,6 @@ if typing.TYPE_CHECKING:
 
 HELP = "draws images from a trained diffusion model"
 NUM_PICTURES = 100  # images in the grid
-WHITE = 128  # of a mask, from which grey level on a pixel is painted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,17 +37,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--interpolate", type=int, metavar="N", help="N images from each (of the labels, prompts, layouts) to the next"
     )
-    parser.add_argument("--labels", metavar="L[,L...]", help="classes, taken in turn (default: all of them)")
+    parser.add_argument(
+        "--labels", metavar="L[,L...]", help="classes, by name or number, taken in turn (default: all of them)"
+    )
     parser.add_argument("--prompt", metavar="TEXT", help="what to draw, for a model of captions")
     parser.add_argument("--prompts_file", type=path_flag, metavar="FILE", help="prompts, one a line, taken in turn")
     images = parser.add_argument_group(
-        "from images", "files of the model's size; several, with commas, are taken in turn"
+        "from images", "files, or folders of them; several, with commas, are taken in turn"
     )
     images.add_argument(
         "--image", type=paths_flag, metavar="FILE", help="to enlarge, to paint in (with --mask), or to start from"
     )
     images.add_argument(
-        "--mask", type=paths_flag, metavar="FILE", help="white where to paint; elsewhere the image stays as it is"
+        "--mask", type=paths_flag, metavar="FILE", help="white where to paint; what is dark or transparent stays"
     )
     images.add_argument(
         "--map", type=paths_flag, metavar="FILE", help="of the pixels' classes, for a model of semantic synthesis"
@@ -110,7 +115,7 @@ def run(args: argparse.Namespace) -> None:
     has_codec = (pathlib.Path(args.workdir) / AUTOENCODER_DIR).is_dir()
     if args.png and config.latents is not None and not has_codec:
         raise ValueError(f"--png needs images, and {args.workdir} has no autoencoder: it draws latents; leave it out")
-    classes = parse_labels(args.labels, config.data.num_classes)
+    classes = parse_labels(args.labels, config.data.num_classes, config.data.class_names)
     given = given_images(args, config)
     given.check(config, read_tokenizer(args.workdir, config))
     if given.known(config, 1) is not None:
@@ -137,7 +142,7 @@ def run(args: argparse.Namespace) -> None:
     )
     from dit_jax.evaluation.generate import interpolation, override_sampling
     from dit_jax.evaluation.parts import Parts, unfinished
-    from dit_jax.evaluation.pictures import MAX_STRIPS, denoising_strips, sample_grid
+    from dit_jax.evaluation.pictures import MAX_STRIPS, class_texts, denoising_strips, sample_grid
     from dit_jax.evaluation.reference import SAMPLES_NAME
     from dit_jax.metrics.adm_files import SamplesFile
     from dit_jax.parallel.compilation_cache import use_compilation_cache
@@ -149,6 +154,7 @@ def run(args: argparse.Namespace) -> None:
     conditions, known = model.inputs(labels, given, sampling)
     classifier = args.classifier and load(args.classifier).as_guide(config, args.classifier_scale)
     path, columns = None, len(given.prompts or classes)
+    reads_labels = "label" in config.condition_dropout or classifier is not None
     if args.interpolate is not None:
         (conditions, known), path = interpolation((conditions, known), args.interpolate)
         labels, columns = labels[path.ends[:, 0]], args.interpolate
@@ -166,7 +172,8 @@ def run(args: argparse.Namespace) -> None:
         else:
             first = write_samples(samples, drawing.draw(parts, progress=True), labels, NUM_PICTURES)
             if not is_latent:
-                write_picture(grid, sample_grid(first, columns))
+                shown = labels[: len(first)] if reads_labels and path is None and not given.prompts else None
+                write_picture(grid, sample_grid(first, columns, class_texts(config.data, shown)))
             write_record(output, identity)
         parts.remove()
     if is_latent:
@@ -188,31 +195,38 @@ def given_images(args: argparse.Namespace, config: Config) -> "Given":
     """Returns the images of the flags, cut to the model's size as in training; ValueError where they do not fit."""
     import numpy as np
 
-    from dit_jax.data.sources import read_classes, read_image
+    from dit_jax.data.folder import SUFFIXES_SHOWN, describe_left_out, list_images, read_classes, read_image, read_mask
     from dit_jax.data.transforms import center_crop, semantic_map, to_channels
     from dit_jax.evaluation.given import Given
 
-    def read(flag: str, read_file) -> list:
-        return [read_file(pathlib.Path(name)) for name in (getattr(args, flag) or "").split(",") if name]
+    def files(flag: str) -> list[pathlib.Path]:
+        found = []
+        for name in filter(None, (getattr(args, flag) or "").split(",")):
+            if not os.path.isdir(name):
+                found.append(pathlib.Path(name))
+                continue
+            paths, left_out = list_images(name)
+            told = describe_left_out(left_out)
+            if not paths:
+                raise ValueError(f"--{flag}={name} has no images ({SUFFIXES_SHOWN}){told}; give a folder that has")
+            if told:
+                print(f"{name}: {len(paths):,} images{told}")
+            found += paths
+        return found
 
     size, enlarges = config.data.image_size, config.spatial is not None and config.spatial.kind == "low_resolution"
-    images, masks = read("image", read_image), read("mask", read_image)
+    images = [read_image(path, config.data.background) for path in files("image")]
+    masks = [read_mask(path) for path in files("mask")]
     for i, mask in enumerate(masks if images else ()):
         image = images[i % len(images)]
-        if mask.shape[:2] != image.shape[:2]:
+        if mask.shape != image.shape[:2]:
             sizes = [f"{x.shape[1]} x {x.shape[0]}" for x in (mask, image)]
             raise ValueError(f"--mask={args.mask} is {sizes[0]}, but the image is {sizes[1]}: they must be of one size")
-    for mask in masks:
-        if 0 < mask.max() < WHITE:
-            raise ValueError(
-                f"--mask={args.mask} has nothing to paint: white is, from level {WHITE}, but its brightest pixel is of "
-                f"level {mask.max()}"
-            )
     images = [to_channels(image, config.data.channels) for image in images]
     # What is enlarged is not scaled before: that is the model's work.
     images = images if enlarges else [center_crop(image, size) for image in images]
-    masks = [semantic_map((to_channels(mask, 1)[..., 0] >= WHITE).astype(np.uint8), size, 2, False) for mask in masks]
-    classes = [semantic_map(each, size, 256, False) for each in read("map", read_classes)]
+    masks = [semantic_map(mask.astype(np.uint8), size, 2, False) for mask in masks]
+    classes = [semantic_map(read_classes(path), size, 256, False) for path in files("map")]
     if len({image.shape for image in images}) > 1:
         raise ValueError(f"--image={args.image} must be images of one size")
     return Given(
@@ -225,16 +239,10 @@ def given_images(args: argparse.Namespace, config: Config) -> "Given":
 def read_prompts(prompt: str | None, file: str | None) -> list[str] | None:
     """Returns the prompts of --prompt and --prompts_file; None where neither is given."""
     if file is None:
-        return prompt if prompt is None else [prompt]
+        return prompt if prompt is None else [normalised(prompt)]
     if prompt is not None:
         raise ValueError("--prompt and --prompts_file: give one of them")
-    try:
-        lines = pathlib.Path(file).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--prompts_file={file} must be a text file in UTF-8: {error}") from error
-    if not any(line.strip() for line in lines):
-        raise ValueError(f"--prompts_file={file} must have a prompt a line, but has none")
-    return [line.strip() for line in lines if line.strip()]
+    return _lines("prompts_file", file, "prompt")
 
 
 def read_tokenizer(workdir: str, config: Config) -> "Tokenizer | None":
@@ -249,13 +257,18 @@ def read_tokenizer(workdir: str, config: Config) -> "Tokenizer | None":
 def read_layouts(text: str | None) -> list[str] | None:
     """Returns the layouts of --layout: one given as text, or those of a file's lines."""
     if text is None or not os.path.isfile(text):  # False of a text too long for a name
-        return text if text is None else [text]
+        return text if text is None else [normalised(text)]
+    return _lines("layout", text, "layout")
+
+
+def _lines(flag: str, file: str, what: str) -> list[str]:
+    """Returns the lines of a flag's file that are not blank; ValueError where there is none."""
     try:
-        lines = [line for line in pathlib.Path(text).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--layout={text} must be a text file in UTF-8: {error}") from error
+        lines = [line.strip() for line in read_lines(file) if line.strip()]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--{flag}={file} must be a text file in UTF-8: {error}") from error
     if not lines:
-        raise ValueError(f"--layout={text} must have a layout a line, but has none")
+        raise ValueError(f"--{flag}={file} must have a {what} a line, but has none")
     return lines
 
 
@@ -268,14 +281,18 @@ def parse_steps(text: str | None) -> str | list[int] | None:
     raise ValueError(f"--steps={text} must be a count, ddimN, or timesteps with commas between, such as 0,500,999")
 
 
-def parse_labels(text: str | None, num_classes: int) -> list[int]:
-    """Returns the classes to draw."""
+def parse_labels(text: str | None, num_classes: int, class_names: Sequence[str] | None = None) -> list[int]:
+    """Returns the classes to draw, which are given by name or by number; a name with a comma stands in quotes."""
     if text is None:
         return list(range(num_classes))
+    labels = next(csv.reader([text], skipinitialspace=True), [])
     try:
-        labels = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"--labels={text} must be whole numbers with commas between, such as 0,3,7") from None
-    if not all(0 <= label < num_classes for label in labels):
-        raise ValueError(f"--labels={text} must be from 0 to {num_classes - 1}")
-    return labels
+        numbers = [class_number(label, class_names, num_classes) for label in labels]
+    except ValueError as error:
+        raise ValueError(f"--labels={text}: {error}") from None
+    if not numbers:
+        raise ValueError(f"--labels={text} must be classes with commas between, such as 0,3,7")
+    for label, number in zip(labels, numbers, strict=True):
+        if label.strip().isdecimal() and int(label) != number:
+            print(f"--labels: {label.strip()} is the name of class number {number}")
+    return numbers

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dit_jax.config import Config
+from dit_jax.data.folder import MARKED
 from dit_jax.data.layouts import LayoutTokenizer
 from dit_jax.data.tokenizer import Tokenizer
 from dit_jax.evaluation.generate import KnownImages, check_known, require_codec
@@ -21,9 +22,10 @@ class Given:
     """What is given, each [S, S, ...] for all images that are drawn, or [n, S, S, ...] for them in turn; None: nothing.
 
     image: uint8 [.., S, S, C], to enlarge, to paint in, or to start from; S is the model's `data.image_size`, and less
-    by its factor for a model of super-resolution. mask: bool [.., S, S], True where to paint. classes: integers
-    [.., S, S], of each pixel, for a model of semantic synthesis. layout: the text of boxes (`data.layouts`), or several
-    texts, for a model that draws boxes. prompts: a caption or several, for a model of text; "" is that of none.
+    by its factor for a model of super-resolution. mask: [.., S, S], where to paint: bool, or levels of 0 to 1 (from 0.5
+    on) or to 255 (from 128 on). classes: integers [.., S, S], of each pixel, for a model of semantic synthesis. layout:
+    the text of boxes (`data.layouts`), or several texts, for a model that draws boxes. prompts: a caption or several,
+    for a model of text; "" is that of none.
     """
 
     image: np.ndarray | None = None
@@ -42,7 +44,7 @@ class Given:
         for name, num_axes in (("image", 4), ("mask", 3), ("classes", 3)):
             value = getattr(self, name)
             if value is not None:
-                value = np.asarray(value, bool if name == "mask" else None)
+                value = _marked(np.asarray(value)) if name == "mask" else np.asarray(value)
                 if name == "mask" and value.ndim > 2 and value.shape[-1] == 1:
                     value = value[..., 0]
                 value = value if value.ndim == num_axes else value[None]
@@ -94,6 +96,11 @@ class Given:
             raise ValueError("a mask is of no use to a model of super-resolution; leave it out")
         if self.mask is not None and self.image is None:
             raise ValueError("a mask needs the image to paint in; give both")
+        if self.mask is not None and not self.mask.any(axis=(1, 2)).all():
+            number = int(self.mask.any(axis=(1, 2)).argmin())
+            raise ValueError(
+                f"mask {number} has nothing to paint within the square that is cut from its middle; mark it there"
+            )
         if self.classes is not None:
             if kind != "semantic":
                 raise ValueError("a map of classes is of use to a model of semantic synthesis alone; leave it out")
@@ -174,3 +181,8 @@ class Given:
 
 def _to_float(images: np.ndarray) -> Array:
     return jnp.asarray(images, jnp.float32) / 127.5 - 1.0
+
+
+def _marked(mask: np.ndarray) -> np.ndarray:
+    """Returns where a mask is marked, bool: of levels of 0 to 1 from 0.5 on, of those to 255 from `MARKED` on."""
+    return mask if mask.dtype == bool else mask >= (MARKED if mask.max(initial=0) > 1 else 0.5)

@@ -23,6 +23,7 @@ from dit_jax.checkpoint import (
     restore_eval_params,
 )
 from dit_jax.config import Config, MeshConfig, SamplingConfig, for_platform
+from dit_jax.data.classes import class_number
 from dit_jax.evaluation.generate import (
     ClassifierGuide,
     KnownImages,
@@ -61,7 +62,7 @@ class LoadedModel:
 
     def sample(
         self,
-        labels: Sequence[int] | Conditions | None = None,
+        labels: Sequence[int | str] | Conditions | None = None,
         num_steps: int | str | Sequence[int] | None = None,
         cfg_scale: float | None = None,
         seed: int = 0,
@@ -91,7 +92,8 @@ class LoadedModel:
         one of text for `prompts`.
 
         Args:
-          labels: [N], or a dict of raw conditions [N, ...] (`models.conditioners`); None for a model that reads none.
+          labels: [N] numbers or names (`config.data.class_names`), or a dict of raw conditions [N, ...]
+            (`models.conditioners`); None for a model that reads none.
           num_images: N where there are no labels; None: one a prompt, layout or image, or 1.
           num_steps: a count, "ddimN" or the timesteps themselves, ascending.
           cfg_scale: of classifier-free guidance; seed: of the noise; progress: show a bar.
@@ -124,16 +126,14 @@ class LoadedModel:
 
     def inputs(
         self,
-        labels: Sequence[int] | Conditions | None,
+        labels: Sequence[int | str] | Conditions | None,
         given: Given,
         sampling: SamplingConfig,
         num_images: int | None = None,
     ) -> tuple[Conditions, KnownImages | None]:
         """Returns raw conditions of labels (or more of them) and of what is given, and the images known from it."""
         config = self.config
-        conditions = (
-            {} if labels is None else as_conditions(labels if isinstance(labels, Mapping) else np.array(labels))
-        )
+        conditions = {} if labels is None else as_conditions(self._numbered(labels))
         captions = None if "text" in conditions else self.captions
         given.check(dataclasses.replace(config, sampling=sampling), captions and captions.tokenizer, conditions)
         num_images = num_images or (len(jax.tree.leaves(conditions)[0]) if conditions else given.num_given)
@@ -142,6 +142,16 @@ class LoadedModel:
             conditions.setdefault("label", np.full(num_images, config.data.num_classes, np.int32))
         conditions = given.conditions(config, self.codec, num_images, captions) | conditions  # the raw ones stay
         return conditions, given.known(config, num_images)
+
+    def _numbered(self, labels: Sequence[int | str] | Conditions) -> np.ndarray | Conditions:
+        """Returns labels, or raw conditions, with the number of each class that is given by its name."""
+        if isinstance(labels, Mapping):
+            names = isinstance(labels.get("label"), (str, list, tuple))
+            return {**labels, "label": self._numbered(labels["label"])} if names else labels
+        labels, data = [labels] if isinstance(labels, str) else labels, self.config.data
+        if isinstance(labels, (list, tuple)):
+            labels = [class_number(x, data.class_names, data.num_classes) if isinstance(x, str) else x for x in labels]
+        return np.array(labels)
 
     def draw(
         self,
