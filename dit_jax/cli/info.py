@@ -5,9 +5,9 @@ import json
 
 from dit_jax.cli.main import add_config_argument, path_flag
 from dit_jax.config import Config, load_config, undivided_activations
-from dit_jax.data.classes import shown_name
+from dit_jax.data.classes import describe_classes
 
-MAX_NAMES = 100  # of classes in a line
+MAX_NAMES = 100  # of classes in a line; --json has all
 HELP = "prints parameters, Gflops and shardings of a config or a checkpoint"
 
 
@@ -56,9 +56,7 @@ def run(args: argparse.Namespace) -> None:
         return
     print(f"stage {config.stage}" + (f", checkpoint of step {step}" if step is not None else ""))
     if names:
-        told = ", ".join(f"{number} {shown_name(name)}" for number, name in enumerate(names[:MAX_NAMES]))
-        more = f" and {len(names) - MAX_NAMES:,} more (--json has all)" if len(names) > MAX_NAMES else ""
-        print(f"{len(names):,} classes: {told}{more}")
+        print(describe_classes(names, MAX_NAMES))
     print(f"{info['parameters']:,} parameters, {info['macs'] / 1e9:.4g} Gflops (multiply-adds of one forward pass)")
     for name, count in info["modules"].items():
         print(f"  {name:<20} {count:>15,} {info['module_macs'][name] / 1e9:>12.4g} G")

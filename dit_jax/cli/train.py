@@ -12,6 +12,7 @@ from contextlib import nullcontext
 
 from dit_jax.cli.main import add_config_argument, path_flag
 from dit_jax.config import Config, DataConfig, TextConfig, check_platform, fixed_differences, load_config
+from dit_jax.data.classes import describe_classes
 from dit_jax.parallel.preemption import Preemption
 
 if typing.TYPE_CHECKING:
@@ -73,6 +74,8 @@ def _run(args: argparse.Namespace, preemption: Preemption | None) -> None:
     check_starting_weights(config, workdir)
     config = with_text_encoder(config)
     config = resolve_images(config, workdir) if from_images else resolve_latents(config)
+    if config.data.class_names and is_first():
+        print(describe_classes(config.data.class_names), flush=True)
     from dit_jax.parallel.mesh import check_batch_size, make_mesh
 
     mesh = make_mesh(config.mesh)

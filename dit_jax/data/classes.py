@@ -36,6 +36,12 @@ def class_number(label: str | int, class_names: Sequence[str] | None, num_classe
     return int(label)
 
 
+def describe_classes(names: Sequence[str], most: int = MAX_SHOWN) -> str:
+    """Returns one line of which class is which, at most so many: "3 classes: 0 'ant', 1 'bee', 2 'cat'"."""
+    told = ", ".join(f"{number} '{shown_name(name)}'" for number, name in enumerate(names[:most]))
+    return f"{len(names):,} classes: {told}" + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
 def shown_name(name: str) -> str:
     """Returns a class's name for a terminal or a picture: what cannot be printed is escaped."""
     return name if name.isprintable() else name.encode("unicode_escape").decode("ascii")

@@ -92,8 +92,9 @@ def open_source(data: DataConfig, split: str) -> Source:
         )
     if is_folder(data.name):
         return _ImageFolder(data, split)
-    if data.map_field is not None:
-        raise ValueError(f"config.data.map_field={data.map_field!r} needs an image folder, and {data.name} is none")
+    for key in ("map_field", "background"):
+        if getattr(data, key) != getattr(DataConfig, key):
+            raise ValueError(f"config.data.{key}={getattr(data, key)!r} needs an image folder, and {data.name} is none")
     return _TfdsSource(data, split)
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from dit_jax.config import DataConfig
+from dit_jax.cli.sample import read_layouts, read_prompts
+from dit_jax.config import DataConfig, LayoutConfig, TokenTransformerConfig
 from dit_jax.data import sources
 from dit_jax.data.folder import (
     IMAGE_FORMATS,
@@ -22,7 +23,10 @@ from dit_jax.data.folder import (
     read_image,
     read_mask,
 )
+from dit_jax.data.layouts import LayoutTokenizer
+from dit_jax.evaluation.given import Given
 from dit_jax.evaluation.reference import FolderImages
+from tests.tiny import dit_config
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (6, 8, 3), np.uint8)
@@ -335,3 +339,48 @@ def test_metadata_that_is_no_utf_8_is_one_line(make_folder):
     with pytest.raises(ValueError, match=r"metadata.jsonl must be text in UTF-8 .*; save it so") as error:
         sources.open_source(folder_config(root, extra_fields=("caption",)), "train")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+def test_prompts_and_layouts_of_a_file_are_its_lines(tmp_path, newline, mark):
+    path = tmp_path / "lines.txt"
+    path.write_bytes(mark + newline.join(["cafe\u0301 ", "", "two\u2028lines", ""]).encode())
+    assert read_prompts(None, str(path)) == read_layouts(str(path)) == ["café", "two\u2028lines"]
+    assert read_prompts("cafe\u0301", None) == read_layouts("cafe\u0301") == ["café"]
+
+
+def test_a_file_of_prompts_that_is_no_utf_8_is_one_line(tmp_path):
+    path = tmp_path / "lines.txt"
+    path.write_bytes("café".encode("utf-16"))
+    for read in (lambda: read_prompts(None, str(path)), lambda: read_layouts(str(path))):
+        with pytest.raises(ValueError, match="must be text in UTF-8, but its byte 0 is not; save it so") as error:
+            read()
+        assert "\n" not in str(error.value)
+
+
+def test_layouts_name_classes_in_any_code_of_unicode():
+    transformer = TokenTransformerConfig(width=8, depth=1)
+    tokenizer = LayoutTokenizer(LayoutConfig(("dog", "cafe\u0301"), transformer))
+    assert tokenizer.parse("café 0 0 1 1")[0].label == tokenizer.parse("cafe\u0301 0 0 1 1")[0].label == 1
+
+
+def test_masks_of_arrays_are_marked_as_those_of_files():
+    image = np.zeros((2, 2, 1), np.uint8)
+    for mask in ([[0, 127], [128, 255]], [[0.0, 0.4], [0.5, 1.0]], [[False, False], [True, True]], [[0, 0], [1, 1]]):
+        assert Given(image, np.array(mask)).mask.tolist() == [[[False, False], [True, True]]]
+
+
+def test_a_mask_that_marks_nothing_within_the_square_is_an_error(tmp_path):
+    config = dit_config(tmp_path)
+    image, mask = np.zeros((2, 8, 8, 1), np.uint8), np.ones((2, 8, 8), bool)
+    Given(image, mask).check(config)
+    mask[1] = False
+    with pytest.raises(ValueError, match="mask 1 has nothing to paint within the square") as error:
+        Given(image, mask).check(config)
+    assert "\n" not in str(error.value)
+
+
+def test_a_background_is_of_folders_alone():
+    with pytest.raises(ValueError, match=r"background=\(0,\) needs an image folder, and fashion_mnist is none"):
+        sources.open_source(DataConfig("fashion_mnist", 28, background=(0,)), "train")
