@@ -31,15 +31,20 @@ def split_moments(moments: Array) -> tuple[Array, Array]:
     return mean, jnp.clip(log_variance, *LOG_VARIANCE_RANGE)
 
 
-def sample_posterior(moments: Array, key: PRNGKey) -> Array:
-    """Returns a draw z = mean + std * noise [..., c] of the posterior N(mean, std^2)."""
+def posterior_sample(moments: Array, noise: Array) -> Array:
+    """Returns z = mean + std * noise [..., c] of the posterior N(mean, std^2), of standard normal noise [..., c]."""
     mean, log_variance = split_moments(moments)
-    return mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape)
+    return mean + jnp.exp(0.5 * log_variance) * noise
 
 
-def draw_latents(moments: Array, channels: int, key: PRNGKey) -> Array:
-    """Returns latents [..., c]: a draw of the posterior, or the moments themselves where they are the latents (VQ)."""
-    return moments if moments.shape[-1] == channels else sample_posterior(moments, key)
+def sample_posterior(moments: Array, key: PRNGKey) -> Array:
+    """Returns a draw [..., c] of the posterior."""
+    return posterior_sample(moments, jax.random.normal(key, (*moments.shape[:-1], moments.shape[-1] // 2)))
+
+
+def latents_of(moments: Array, channels: int, noise: Array) -> Array:
+    """Returns latents [..., c]: a sample of the posterior, or the moments themselves where they are latents (VQ)."""
+    return moments if moments.shape[-1] == channels else posterior_sample(moments, noise)
 
 
 class Middle(nn.Module):
@@ -162,8 +167,11 @@ class Autoencoder(nn.Module):
             z, _ = self.quantize(z)
         return self.decoder(self.post_quant_conv(z))[0]
 
-    def __call__(self, images: Array, key: PRNGKey | None) -> Reconstruction:
-        """Returns reconstructions of a posterior sample (without a key: the mean; VQ: codes), and what made them."""
+    def __call__(self, images: Array, key: PRNGKey | None, noise: Array | None = None) -> Reconstruction:
+        """Returns reconstructions of a posterior sample (without key and noise: the mean; VQ: codes), and what made them.
+
+        noise: [B, H/f, W/f, c] standard normal, of that sample, instead of a key.
+        """
         moments = self.encode(images)
         codes = indices = None
         if self.num_codes:
@@ -173,7 +181,8 @@ class Autoencoder(nn.Module):
         if self.num_codes:
             z = straight_through(moments, codes)
         else:
-            z = split_moments(moments)[0] if key is None else sample_posterior(moments, key)
+            noise = noise if key is None else jax.random.normal(key, split_moments(moments)[0].shape)
+            z = split_moments(moments)[0] if noise is None else posterior_sample(moments, noise)
         return Reconstruction(*self.decoder(self.post_quant_conv(z)), moments, codes, indices)
 
 

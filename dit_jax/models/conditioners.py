@@ -114,21 +114,34 @@ def null_conditions(conditions: Conditions, names: Iterable[str], num_classes: i
     }
 
 
-def drop_conditions(key: PRNGKey, conditions: Conditions, rates: Mapping[str, float], num_classes: int) -> Conditions:
-    """Returns the conditions with a share `rates[name]` of the rows of each, drawn for each alone, made null.
+def draw_dropped(key: PRNGKey, rates: Mapping[str, float], batch_size: int) -> dict[str, Array]:
+    """Returns by name which rows, [B] bool, of each condition training makes null: a share `rates[name]` of them.
 
-    So the network learns every branch of guidance.
+    They are drawn for each condition alone, so that the network learns every branch of guidance.
     """
-    dropped = {}
-    for name, value in conditions.items():
-        # Labels have the key itself: what a run draws does not depend on which other conditions there could be.
-        own_key = key if name == "label" else jax.random.fold_in(key, sum(name.encode()))
-        nulls = null_conditions({name: value}, (name,), num_classes)[name]
-        rows = jax.random.bernoulli(own_key, rates.get(name, 0.0), (len(jax.tree.leaves(value)[0]),))
-        dropped[name] = jax.tree.map(
-            lambda null, leaf, rows=rows: jnp.where(rows.reshape(-1, *[1] * (leaf.ndim - 1)), null, leaf), nulls, value
+    # Labels have the key itself: what a run draws does not depend on which other conditions there could be.
+    keys = {name: key if name == "label" else jax.random.fold_in(key, sum(name.encode())) for name in rates}
+    return {name: jax.random.bernoulli(keys[name], rate, (batch_size,)) for name, rate in rates.items()}
+
+
+def null_rows(conditions: Conditions, rows: Mapping[str, Array], num_classes: int) -> Conditions:
+    """Returns the conditions, `rows[name]` [B] bool of each replaced by their nulls."""
+    nulls = null_conditions(conditions, conditions, num_classes)
+    return {
+        name: jax.tree.map(
+            lambda null, leaf, rows=rows[name]: jnp.where(rows.reshape(-1, *[1] * (leaf.ndim - 1)), null, leaf),
+            nulls[name],
+            value,
         )
-    return dropped
+        for name, value in conditions.items()
+    }
+
+
+def drop_conditions(key: PRNGKey, conditions: Conditions, rates: Mapping[str, float], num_classes: int) -> Conditions:
+    """Returns the conditions with the rows that `draw_dropped` draws made null."""
+    rates = {name: rates.get(name, 0.0) for name in conditions}
+    batch_size = len(jax.tree.leaves(conditions)[0]) if conditions else 0
+    return null_rows(conditions, draw_dropped(key, rates, batch_size), num_classes)
 
 
 def _null(name: str, leaf: Any, num_classes: int) -> Array:

@@ -21,7 +21,7 @@ from dit_jax.perceptual.autoencoder_losses import codebook_loss, kl_to_standard_
 from dit_jax.perceptual.lpips import lpips
 from dit_jax.perceptual.patchgan import adaptive_weight, build_discriminator, generator_loss, hinge_loss
 from dit_jax.training.state import LossState, TrainState
-from dit_jax.training.step import Gradients, ObserveFn, accumulated
+from dit_jax.training.step import Draws, Gradients, ObserveFn, accumulated
 from dit_jax.types import Array, Batch, Params, PRNGKey
 
 Constants = Params | None  # the weights of LPIPS; None where the config has no perceptual term
@@ -48,12 +48,19 @@ def make_autoencoder_gradients(config: Config) -> Callable[[TrainState, Batch, P
     settings = config.autoencoder
     model = build_autoencoder(settings, config.data.channels, config.compute.remat)
 
-    def gradient_fn(state: TrainState, batch: Batch, key: PRNGKey, constants: Constants) -> Gradients:
-        images, loss_state = batch["image"], state.loss_state
+    def draw(batch: Batch, key: PRNGKey) -> Draws:
         latent_key, restart_key = jax.random.split(key)
+        if settings.codebook:
+            return {"restart_key": restart_key}  # of one part: see `config._check_autoencoder_loss`
+        size, *sides, _ = batch["image"].shape
+        grid = (side // 2**config.num_downsamplings for side in sides)
+        return {"noise": jax.random.normal(latent_key, (size, *grid, settings.latent_channels))}
+
+    def gradient_fn(state: TrainState, batch: Batch, draws: Draws, constants: Constants) -> Gradients:
+        images, loss_state = batch["image"], state.loss_state
 
         def forward(params: Params):
-            output = model.apply({"params": params}, images, latent_key)
+            output = model.apply({"params": params}, images, None, draws.get("noise"))
             terms = _means(latent_terms(settings, output))
             return (output.images, terms.pop("regularizer")), (output, terms)
 
@@ -78,12 +85,12 @@ def make_autoencoder_gradients(config: Config) -> Callable[[TrainState, Batch, P
             cotangent = cotangent + asked
             metrics |= judged_metrics | {"loss": metrics["loss"] + judged_metrics["generator"]}
         if settings.codebook:
-            observed["codebook"] = (output.moments, output.indices, restart_key)
+            observed["codebook"] = (output.moments, output.indices, draws["restart_key"])
             metrics |= code_use(code_counts(output.indices, settings.codebook.num_codes))
         (gradients,) = pull_back((cotangent, jnp.ones(())))
         return Gradients(gradients, metrics, loss_gradients if loss_state else None, observed or None)
 
-    return accumulated(gradient_fn, config.training.accumulation_steps)
+    return accumulated(gradient_fn, draw, config.training.accumulation_steps)
 
 
 def judge(

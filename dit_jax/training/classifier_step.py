@@ -13,26 +13,27 @@ from dit_jax.config import Config
 from dit_jax.diffusion.process import add_noise, make_process
 from dit_jax.models.build import build_classifier
 from dit_jax.models.conditioners import FrozenNetworks
-from dit_jax.training.diffusion_step import diffusion_input, encoded, held_out_noise
-from dit_jax.training.step import LossFn
-from dit_jax.types import Array, Batch, Params
+from dit_jax.training.diffusion_step import diffusion_input, draw_noise, encoded, held_out_noise
+from dit_jax.training.step import Draws, Loss, batch_size_of
+from dit_jax.types import Array, Batch, Params, PRNGKey
 
 
-def make_classifier_loss(config: Config) -> LossFn:
+def make_classifier_loss(config: Config) -> Loss:
     """Returns the cross-entropy, `loss`, and the `accuracy` of a batch {"moments" or "image", "label"}, at uniform t.
 
     Its constants are what encodes images, where the config asks for that.
     """
     model, process = build_classifier(config), make_process(config.diffusion)
 
-    def loss_fn(params: Params, batch: Batch, key: Array, frozen: FrozenNetworks | None) -> dict[str, Array]:
-        posterior_key, t_key, noise_key = jax.random.split(key, 3)
-        x_0 = diffusion_input(config, encoded(batch, frozen), posterior_key)
-        step = jax.random.randint(t_key, (x_0.shape[0],), 0, process.num_steps)
-        x_t = add_noise(process, x_0, step, jax.random.normal(noise_key, x_0.shape))
+    def draw(batch: Batch, key: PRNGKey) -> Draws:
+        return draw_noise(config, process, *jax.random.split(key, 3), batch_size_of(batch))
+
+    def terms(params: Params, batch: Batch, draws: Draws, frozen: FrozenNetworks | None) -> dict[str, Array]:
+        x_0, step = diffusion_input(config, encoded(batch, frozen), draws["posterior"]), draws["step"]
+        x_t = add_noise(process, x_0, step, draws["noise"])
         return classified(model.apply({"params": params}, x_t, jnp.asarray(process.timesteps)[step]), batch["label"])
 
-    return loss_fn
+    return Loss(draw, terms)
 
 
 def make_classifier_eval(config: Config) -> Callable[[Params, Batch, FrozenNetworks | None], dict[str, Array]]:

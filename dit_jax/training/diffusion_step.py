@@ -7,10 +7,10 @@ import jax
 from dit_jax.config import Config
 from dit_jax.diffusion.losses import hybrid_loss
 from dit_jax.diffusion.process import Process, make_process
-from dit_jax.models.autoencoder import draw_latents
+from dit_jax.models.autoencoder import latents_of
 from dit_jax.models.build import build_denoiser
-from dit_jax.models.conditioners import FrozenNetworks, batch_conditions, drop_conditions
-from dit_jax.training.step import LossFn
+from dit_jax.models.conditioners import FrozenNetworks, batch_conditions, draw_dropped, null_rows
+from dit_jax.training.step import Draws, Loss, batch_size_of
 from dit_jax.types import Array, Batch, Params, PRNGKey
 
 
@@ -21,14 +21,29 @@ def encoded(batch: Batch, frozen: FrozenNetworks | None) -> Array:
     return batch["moments"] if "moments" in batch else batch["image"]
 
 
-def diffusion_input(config: Config, moments: Array, key: PRNGKey) -> Array:
-    """Returns x_0 [..., H, W, C] of what `encoded` gave: a fresh posterior sample at unit variance, or the image."""
+def diffusion_input(config: Config, moments: Array, noise: Array) -> Array:
+    """Returns x_0 [..., H, W, C] of what `encoded` gave: a posterior sample at unit variance, or the image.
+
+    noise: like x_0, standard normal; not read where there are no latents.
+    """
     if config.latents is None:
         return moments
-    return config.latents.scale * draw_latents(moments, config.latents.shape[-1], key)
+    return config.latents.scale * latents_of(moments, config.latents.shape[-1], noise)
 
 
-def make_diffusion_loss(config: Config) -> LossFn:
+def draw_noise(
+    config: Config, process: Process, posterior_key: PRNGKey, t_key: PRNGKey, noise_key: PRNGKey, batch_size: int
+) -> Draws:
+    """Returns each image's `step` [B], uniform, its `noise` [B, H, W, C], and its latents' as `posterior` alike."""
+    shape = batch_size, *config.input_shape
+    return {
+        "posterior": jax.random.normal(posterior_key, shape) if config.latents else None,
+        "step": jax.random.randint(t_key, (batch_size,), 0, process.num_steps),
+        "noise": jax.random.normal(noise_key, shape),
+    }
+
+
+def make_diffusion_loss(config: Config) -> Loss:
     """Returns the training loss of a batch {"moments" or "image", conditions}, at uniform t, with conditions dropped.
 
     Its constants are what encodes images or captions, where the config asks for that.
@@ -36,16 +51,19 @@ def make_diffusion_loss(config: Config) -> LossFn:
     model, process = build_denoiser(config), make_process(config.diffusion)
     rates, num_classes = config.condition_dropout, config.data.num_classes
 
-    def loss_fn(params: Params, batch: Batch, key: PRNGKey, frozen: FrozenNetworks | None) -> dict[str, Array]:
-        posterior_key, t_key, noise_key, drop_key = jax.random.split(key, 4)
-        x_0 = diffusion_input(config, encoded(batch, frozen), posterior_key)
-        step = jax.random.randint(t_key, (x_0.shape[0],), 0, process.num_steps)
-        noise = jax.random.normal(noise_key, x_0.shape)
-        conditions = drop_conditions(drop_key, batch_conditions(config, batch, frozen), rates, num_classes)
-        model_fn = lambda *inputs: model.apply({"params": params}, *inputs)  # noqa: E731
-        return hybrid_loss(process, model_fn, x_0, step, noise, conditions, config.diffusion.min_snr_gamma)
+    def draw(batch: Batch, key: PRNGKey) -> Draws:
+        *keys, drop_key = jax.random.split(key, 4)
+        size = batch_size_of(batch)
+        return draw_noise(config, process, *keys, size) | {"dropped": draw_dropped(drop_key, rates, size)}
 
-    return loss_fn
+    def terms(params: Params, batch: Batch, draws: Draws, frozen: FrozenNetworks | None) -> dict[str, Array]:
+        x_0 = diffusion_input(config, encoded(batch, frozen), draws["posterior"])
+        conditions = null_rows(batch_conditions(config, batch, frozen), draws["dropped"], num_classes)
+        model_fn = lambda *inputs: model.apply({"params": params}, *inputs)  # noqa: E731
+        gamma = config.diffusion.min_snr_gamma
+        return hybrid_loss(process, model_fn, x_0, draws["step"], draws["noise"], conditions, gamma)
+
+    return Loss(draw, terms)
 
 
 def make_diffusion_eval(config: Config) -> Callable[[Params, Batch, FrozenNetworks | None], dict[str, Array]]:
@@ -69,7 +87,8 @@ def held_out_noise(
 ) -> tuple[Array, Array, Array]:
     """Returns x_0 [B, H, W, C], the step [B] and the noise of held-out images, functions of the images' index alone."""
     keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(jax.random.key(0), index), 3))(batch["index"])
-    x_0 = jax.vmap(lambda moments, key: diffusion_input(config, moments, key))(encoded(batch, frozen), keys[:, 0])
+    posterior = jax.vmap(lambda key: jax.random.normal(key, config.input_shape))(keys[:, 0])
+    x_0 = diffusion_input(config, encoded(batch, frozen), posterior)
     step = jax.vmap(lambda key: jax.random.randint(key, (), 0, process.num_steps))(keys[:, 1])
     noise = jax.vmap(lambda key: jax.random.normal(key, x_0.shape[1:]))(keys[:, 2])
     return x_0, step, noise

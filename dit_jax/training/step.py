@@ -16,6 +16,7 @@ import optax
 
 from dit_jax.metrics.held_out import masked_sums
 from dit_jax.models.averages import DecayFn, update_averages
+from dit_jax.nn.constraints import BATCH, constrain
 from dit_jax.parallel.mesh import traced_on
 from dit_jax.training.state import LossState, TrainState
 from dit_jax.types import Array, Batch, Params, PRNGKey
@@ -24,8 +25,20 @@ NORMS_AND_LOSS = ("loss", "grad_norm", "loss_grad_norm")  # the metrics that are
 
 Constants = Any  # arrays that a stage's loss reads and no step changes, such as the weights of LPIPS
 
-# (params, batch, key, constants) -> per-example terms [B], "loss" among them
-LossFn = Callable[[Params, Batch, PRNGKey, Constants], dict[str, Array]]
+# What a step draws at random for a batch: arrays [B, ...], a row an example. It is drawn for the whole batch and then
+# split with it, so that a batch in parts has the noise that it has at once.
+Draws = Any
+DrawFn = Callable[[Batch, PRNGKey], Draws]
+
+
+class Loss(NamedTuple):
+    """A loss over a batch; called with a key, (params, batch, key, constants), it draws for that batch."""
+
+    draw: DrawFn
+    terms: Callable[[Params, Batch, Draws, Constants], dict[str, Array]]  # of each example [B], "loss" among them
+
+    def __call__(self, params: Params, batch: Batch, key: PRNGKey, constants: Constants) -> dict[str, Array]:
+        return self.terms(params, batch, self.draw(batch, key), constants)
 
 
 class Gradients(NamedTuple):
@@ -43,17 +56,22 @@ GradientFn = Callable[[TrainState, Batch, PRNGKey, Constants], Gradients]
 ObserveFn = Callable[[Params, LossState, Any], tuple[Params, LossState]]
 
 
-def gradients_of(loss_fn: LossFn, accumulation_steps: int = 1) -> GradientFn:
+def gradients_of(loss: Loss, accumulation_steps: int = 1) -> GradientFn:
     """Returns the gradients of the mean of a loss over the batch."""
 
-    def mean_loss(params: Params, batch: Batch, key: PRNGKey, constants: Constants):
-        terms = {name: term.mean() for name, term in loss_fn(params, batch, key, constants).items()}
+    def mean_loss(params: Params, batch: Batch, draws: Draws, constants: Constants):
+        terms = {name: term.mean() for name, term in loss.terms(params, batch, draws, constants).items()}
         return terms["loss"], terms
 
-    def gradient_fn(state: TrainState, batch: Batch, key: PRNGKey, constants: Constants) -> Gradients:
-        return Gradients(*jax.grad(mean_loss, has_aux=True)(state.params, batch, key, constants))
+    def gradient_fn(state: TrainState, batch: Batch, draws: Draws, constants: Constants) -> Gradients:
+        return Gradients(*jax.grad(mean_loss, has_aux=True)(state.params, batch, draws, constants))
 
-    return accumulated(gradient_fn, accumulation_steps)
+    return accumulated(gradient_fn, loss.draw, accumulation_steps)
+
+
+def batch_size_of(batch: Batch) -> int:
+    """Returns B of arrays [B, ...]."""
+    return len(jax.tree.leaves(batch)[0])
 
 
 def make_train_step(
@@ -116,26 +134,31 @@ def _updated(optimizer: optax.GradientTransformation, gradients: Params, opt_sta
     return optax.apply_updates(params, updates), opt_state
 
 
-def accumulated(gradient_fn: GradientFn, num_parts: int) -> GradientFn:
-    """Returns a `gradient_fn` that gives the mean over parts of the batch, in turn.
+def accumulated(
+    gradient_fn: Callable[[TrainState, Batch, Draws, Constants], Gradients], draw: DrawFn, num_parts: int
+) -> GradientFn:
+    """Returns the mean of a `gradient_fn` over parts of the batch, in turn, with what is drawn for the whole batch.
 
     Only one part's activations are alive at a time. Every part takes its rows from all over the batch, so that the
-    devices that split the batch split every part; it draws from a key of its own.
+    devices that split the batch split every part.
     """
-    if num_parts == 1:
-        return gradient_fn
 
     def mean_fn(state: TrainState, batch: Batch, key: PRNGKey, constants: Constants) -> Gradients:
-        parts = jax.tree.map(lambda x: x.reshape(-1, num_parts, *x.shape[1:]).swapaxes(0, 1), batch)
-        keys = jax.random.split(key, num_parts)
+        inputs = batch, draw(batch, key)
+        if num_parts == 1:
+            return gradient_fn(state, *inputs, constants)
+
+        def split(x: Array) -> Array:
+            x = constrain(x, (BATCH, *[None] * (x.ndim - 1)))  # what is drawn lies where the batch does
+            return x.reshape(-1, num_parts, *x.shape[1:]).swapaxes(0, 1)
 
         def add(total, part):
             gradients = gradient_fn(state, *part, constants)
             return jax.tree.map(lambda a, b: a + b / num_parts, total, gradients), None
 
-        shapes = jax.eval_shape(gradient_fn, state, batch, key, constants)
+        shapes = jax.eval_shape(gradient_fn, state, *inputs, constants)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        return jax.lax.scan(add, zeros, (parts, keys))[0]
+        return jax.lax.scan(add, zeros, jax.tree.map(split, inputs))[0]
 
     return mean_fn
 

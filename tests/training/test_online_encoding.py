@@ -38,7 +38,7 @@ def with_latents(config, **latents):
 @pytest.mark.parametrize(("dtype", "bits"), [("float16", 11), ("bfloat16", 8)])
 def test_batches_equal_those_of_the_cache_within_its_rounding(runs, dtype, bits, tmp_path):
     root, config = runs
-    mesh, key = make_mesh(config.mesh), jax.random.key(1)
+    mesh, noise = make_mesh(config.mesh), jax.random.normal(jax.random.key(1), (8, 4, 4, 2))
     online = resolve_images(with_latents(config, encode_with=str(root / "autoencoder")))
     cached = resolve_latents(with_latents(config, path=str(root / dtype)))
     assert online.latents.autoencoder == cached.latents.autoencoder and online.data.version == cached.data.version
@@ -48,7 +48,7 @@ def test_batches_equal_those_of_the_cache_within_its_rounding(runs, dtype, bits,
         (tmp_path / "autoencoder").symlink_to(root / "autoencoder")
         task = diffusion_task(run, mesh, tmp_path)
         batches = task.train_batches(2)  # a resumed run's
-        draw = jax.jit(lambda batch, codec, run=run: diffusion_input(run, encoded(batch, codec), key))
+        draw = jax.jit(lambda batch, codec, run=run: diffusion_input(run, encoded(batch, codec), noise))
         inputs.append(
             [(draw(put_batch(b, mesh, 8), task.constants), b["label"]) for b, _ in zip(batches, "xx", strict=False)]
         )

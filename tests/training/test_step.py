@@ -11,14 +11,16 @@ import optax
 import pytest
 from jax.sharding import AxisType
 
-from dit_jax.config import MeshConfig, load_config
-from dit_jax.parallel.mesh import batch_sharding, make_mesh, put_batch
+from dit_jax.config import MeshConfig, config_from_dict, config_to_dict, load_config
+from dit_jax.models.build import init_params
+from dit_jax.parallel.mesh import batch_sharding, make_mesh, put_batch, traced_on
 from dit_jax.parallel.rules import MIN_SIZE
 from dit_jax.training.autoencoder_step import make_autoencoder_gradients, make_observe
+from dit_jax.training.classifier_step import make_classifier_loss
 from dit_jax.training.diffusion_step import make_diffusion_eval, make_diffusion_loss
 from dit_jax.training.optimizer import make_optimizer, make_schedule
-from dit_jax.training.state import TrainState, create_state
-from dit_jax.training.step import gradients_of, jit_train_step, make_eval_step, make_train_step
+from dit_jax.training.state import LossState, TrainState, create_state
+from dit_jax.training.step import Loss, gradients_of, jit_train_step, make_eval_step, make_train_step
 from tests.tiny import autoencoder_config, dit_config
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -30,8 +32,10 @@ MESHES = {
 }
 
 
-def quadratic_loss(params, batch, key, constants):
-    return {"loss": ((params["w"] - batch["target"]) ** 2).sum(axis=-1)}
+QUADRATIC = Loss(
+    lambda batch, key: None,
+    lambda params, batch, draws, constants: {"loss": ((params["w"] - batch["target"]) ** 2).sum(axis=-1)},
+)
 
 
 def random_batches(num_steps: int, batch_size: int = 8, **shapes: tuple[int, ...]) -> list[dict[str, np.ndarray]]:
@@ -158,7 +162,7 @@ def test_ema_follows_updated_params():
     state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), params)
     batch = {"target": jnp.ones((4, 2))}
     expected = np.zeros(2)
-    step_fn = jax.jit(make_train_step(gradients_of(quadratic_loss), optimizer, decay, seed=0))
+    step_fn = jax.jit(make_train_step(gradients_of(QUADRATIC), optimizer, decay, seed=0))
     for _ in range(5):
         state, _ = step_fn(state, batch)
         expected = decay * expected + (1 - decay) * np.asarray(state.params["w"])
@@ -166,9 +170,10 @@ def test_ema_follows_updated_params():
 
 
 def test_randomness_differs_between_steps_and_is_a_function_of_seed_and_step():
-    def noise_loss(params, batch, key, constants):
-        return {"loss": jax.random.normal(key, (4,)) + 0.0 * params["w"].sum()}
-
+    noise_loss = Loss(
+        lambda batch, key: jax.random.normal(key, (4,)),
+        lambda params, batch, noise, constants: {"loss": noise + 0.0 * params["w"].sum()},
+    )
     optimizer, params = optax.sgd(0.0), {"w": jnp.zeros(2)}
 
     def losses(seed, start):
@@ -220,7 +225,7 @@ def test_gradients_of_parts_add_up_to_those_of_the_batch():
     states = []
     for parts in (1, 4):
         state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), None)
-        step_fn = jax.jit(make_train_step(gradients_of(quadratic_loss, parts), optimizer, None, seed=0))
+        step_fn = jax.jit(make_train_step(gradients_of(QUADRATIC, parts), optimizer, None, seed=0))
         states.append(step_fn(state, batch))
     (whole, metrics), (accumulated, accumulated_metrics) = states
     np.testing.assert_allclose(accumulated.params["w"], whole.params["w"], rtol=1e-6)
@@ -228,17 +233,70 @@ def test_gradients_of_parts_add_up_to_those_of_the_batch():
         np.testing.assert_allclose(accumulated_metrics[name], value, rtol=1e-6)
 
 
-def test_parts_of_a_batch_draw_their_own_noise():
-    def noise_loss(params, batch, key, constants):
-        return {"loss": params["w"] * jax.random.normal(key, batch["target"].shape)}
+@pytest.mark.parametrize("mesh_name", [None, "data 8", "data 2 x fsdp 2 x tensor 2"])
+def test_every_row_of_a_batch_has_the_same_noise_in_any_number_of_parts(mesh_name):
+    noise_loss = Loss(
+        lambda batch, key: {"noise": jax.random.normal(key, (16, 3))},
+        lambda params, batch, draws, constants: {"loss": params["w"][batch["row"]] * draws["noise"].sum(axis=-1)},
+    )
 
-    optimizer, params = optax.sgd(1.0), {"w": jnp.zeros(())}
-    state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), None)
-    step_fn = jax.jit(make_train_step(gradients_of(noise_loss, 2), optimizer, None, seed=0))
-    state, _ = step_fn(state, {"target": jnp.zeros(4)})
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(0), 0), 2)
-    means = [float(jax.random.normal(key, (2,)).mean()) for key in keys]
-    np.testing.assert_allclose(state.params["w"], -np.mean(means), rtol=1e-6)
+    def gradients(parts):
+        state = TrainState(jnp.zeros((), jnp.int32), {"w": jnp.zeros(16)}, None, None)
+        batch, fn = {"row": np.arange(16)}, gradients_of(noise_loss, parts)
+        if mesh_name:
+            mesh = make_mesh(MESHES[mesh_name])
+            batch, fn = put_batch(batch, mesh, 16), traced_on(mesh, fn)
+        return jax.jit(fn)(state, batch, jax.random.key(3), None).params["w"]
+
+    whole = jax.random.normal(jax.random.key(3), (16, 3)).sum(axis=-1) / 16
+    for parts in (1, 2, 4):
+        np.testing.assert_allclose(gradients(parts), whole, rtol=1e-6)
+
+
+STAGES = ("label", "captions", "classifier", "latents", "unet", "autoencoder")
+
+
+def staged(stage, folder):
+    """Returns a config of a stage, and the arrays of its batches."""
+    values = config_to_dict(autoencoder_config(folder) if stage == "autoencoder" else dit_config(folder))
+    shapes = {"image": (8, 8, 1)}
+    if stage == "classifier":
+        values |= {"stage": stage, "sampling": None, "dit": values["dit"] | {"class_conditional": False}}
+    if stage == "captions":
+        transformer = {"width": 16, "depth": 1, "num_heads": 2, "head_dim": 8}
+        values["conditions"] = {"text": {"max_length": 4, "vocab_size": 9, "transformer": transformer, "dropout": 0.5}}
+    if stage in ("label", "latents", "unet"):
+        values["dit"]["label_dropout"] = 0.5
+    if stage == "latents":
+        values["latents"], shapes = {"shape": (8, 8, 1), "scale": 2.0}, {"moments": (8, 8, 2)}
+    if stage == "unet":
+        unet = {"base_channels": 8, "channel_multipliers": (1, 1), "attention_levels": (), "num_res_blocks": 1}
+        values["unet"] = unet | {"num_heads": 2, "num_groups": 4, "label": "vector", "label_dropout": 0.5}
+        values["dit"] = None
+    return config_from_dict(values), shapes
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_accumulation_changes_no_loss_beyond_its_last_bits(stage, tmp_path):
+    config, shapes = staged(stage, tmp_path)
+    make = {"autoencoder": make_autoencoder_gradients, "classifier": make_classifier_loss}
+    make_gradients = make.get(stage, make_diffusion_loss)
+    batch = random_batches(1, **shapes)[0]
+    if stage == "captions":
+        rows = np.arange(8)[:, None]
+        batch["text"] = {"ids": (rows + np.arange(4)) % 9, "mask": np.arange(4) <= rows % 4}
+    params = jax.tree.map(lambda x: x + 0.05, init_params(config, jax.random.key(0)))
+    state, found = TrainState(jnp.int32(1), params, None, None, loss_state=None), []
+    for parts in (1, 4):
+        training = dataclasses.replace(config.training, accumulation_steps=parts)
+        split = dataclasses.replace(config, training=training)
+        gradient_fn = make_gradients(split) if stage == "autoencoder" else gradients_of(make_gradients(split), parts)
+        if stage == "autoencoder":
+            state = state.replace(loss_state=LossState({}, None, {}))
+        found.append(jax.jit(gradient_fn)(state, batch, jax.random.key(7), None))
+    for name, value in found[0].metrics.items():
+        np.testing.assert_allclose(found[1].metrics[name], value, rtol=2e-5)
+    np.testing.assert_allclose(*(optax.tree.norm(gradients.params) for gradients in found), rtol=1e-4)
 
 
 def test_bfloat16_losses_follow_the_float32_curve(tmp_path):
