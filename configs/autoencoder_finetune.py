@@ -1,8 +1,9 @@
-"""Fine-tunes the decoder of an f8 KL autoencoder and leaves its latents as they are: `ema`, then `mse`.
+"""Fine-tunes the decoder of an autoencoder and leaves its latents as they are: `ema`, then `mse`.
 
 So Stable Diffusion's ft-EMA decoder was made (L1 and LPIPS, 313,198 steps), and from it ft-MSE (MSE and 0.1 LPIPS,
 280,000 more), both averaged over training and at batch 192; on COCO's validation images they have rFID 4.42 and 4.70,
-PSNR 23.8 and 24.5 dB. The workdir that it starts from may be converted or trained here:
+PSNR 23.8 and 24.5 dB. The workdir that it starts from may be converted or trained here; its network is taken over, and
+so is its data set, unless --config.data.name gives another one:
 
 dit-jax train --config=configs/autoencoder_finetune.py:ema --workdir=DIR --config.training.init_from=AUTOENCODER
 """
@@ -20,11 +21,8 @@ def get_config(name: str = "ema") -> ConfigDict:
     reconstruction_loss, perceptual_weight, num_train_steps = RECIPES[name]
     config = ConfigDict()
     config.stage = "autoencoder"
-    config.data = ConfigDict({"name": "imagenet2012", "image_size": 256, "eval_split": "validation"})
     config.autoencoder = ConfigDict(
         {
-            "channel_multipliers": (1, 2, 4, 4),
-            "latent_channels": 4,
             "reconstruction_loss": reconstruction_loss,
             "perceptual_weight": perceptual_weight,
             "frozen_encoder": True,

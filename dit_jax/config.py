@@ -16,7 +16,7 @@ import re
 import reprlib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from dit_jax.files import user_path
@@ -276,6 +276,7 @@ class TrainingConfig:
     num_train_steps: int = field(fixed=False)
     # The workdir whose weights for evaluation a run starts with; None: random ones.
     init_from: str | None = field(None, path=True)
+    init_from_any: bool = field(False, fixed=False)  # also weights that were trained for something else: what fits
     global_batch_size: int = 256  # over all devices of all processes
     accumulation_steps: int = field(1, fixed=False)  # parts of a batch whose gradients are added up: less memory
     ema_decay: float | None = 0.9999  # of the weights that sampling and evaluation use; None: no EMA
@@ -469,12 +470,30 @@ MIN_TILE = 8  # latents a side: what looks around a place, or everywhere, would 
 LPIPS_MIN_SIZE = 16  # pixels a side: VGG-16 halves them four times
 
 
-def load_config(path_and_arg: str, overrides: Sequence[tuple[str, str]] = ()) -> Config:
+# What of an autoencoder's section makes its network, rather than its losses.
+AUTOENCODER_NETWORK = (
+    "base_channels",
+    "channel_multipliers",
+    "num_res_blocks",
+    "attention_levels",
+    "latent_channels",
+    "num_groups",
+    "codebook",
+)
+
+
+def load_config(
+    path_and_arg: str,
+    overrides: Sequence[tuple[str, str]] = (),
+    starting_config: Callable[[str], Config] | None = None,
+) -> Config:
     """Returns the checked config of a file, with overrides.
 
     Args:
       path_and_arg: a Python file with `get_config()`, or `FILE:ARG` for `get_config(ARG)`.
       overrides: (dotted path, value as text), for example ("optimizer.learning_rate", "3e-4").
+      starting_config: the config of the workdir that `training.init_from` names. Of it come the keys of an
+        autoencoder's network that file and overrides leave out, and of its data set where they name none.
 
     Raises:
       ValueError: for a missing file, an unknown key, a wrong type or an inconsistent value; one line with the remedy.
@@ -493,7 +512,28 @@ def load_config(path_and_arg: str, overrides: Sequence[tuple[str, str]] = ()) ->
         raise ValueError(f"--config={path_and_arg} failed: {type(error).__name__}: {error}") from error
     for key, text in overrides:
         _override(values, key, text)
+    training = values.get("training")
+    init_from = training.get("init_from") if isinstance(training, dict) else None
+    if values.get("stage") == "autoencoder" and not values.get("data") and init_from is None:
+        raise ValueError(
+            "config.data is missing; set it, or the workdir whose network and data a run starts with as "
+            "--config.training.init_from=DIR"
+        )
+    if starting_config and values.get("stage") == "autoencoder" and isinstance(init_from, str):
+        other = starting_config(init_from)
+        if other.stage == "autoencoder":
+            values = _with_network_of(values, config_to_dict(other))
     return config_from_dict(values)
+
+
+def _with_network_of(values: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Returns an autoencoder's values; the keys of its network and data that they lack are those of another run."""
+    network, data = (dict(values.get(name) or {}) for name in ("autoencoder", "data"))
+    theirs = other["data"] | {"version": None}  # the data is found anew
+    if "name" in data:
+        theirs = {key: theirs[key] for key in ("image_size", "channels")}
+    network = {key: other["autoencoder"][key] for key in AUTOENCODER_NETWORK} | network
+    return values | {"autoencoder": network, "data": theirs | data}
 
 
 def override_config(config: Config, overrides: Sequence[tuple[str, str]]) -> Config:

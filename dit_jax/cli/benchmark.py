@@ -9,8 +9,8 @@ import itertools
 import json
 import typing
 
-from dit_jax.cli.main import add_config_argument, path_flag
-from dit_jax.config import Config, check_platform, load_config
+from dit_jax.cli.main import add_config_argument, load_run_config, path_flag
+from dit_jax.config import Config, check_platform
 from dit_jax.terminal import progress
 
 if typing.TYPE_CHECKING:
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measures each part in turn, and prints the figures."""
-    config = load_config(args.config, args.overrides)
+    config = load_run_config(args)
     parts = check_flags(args, config)
     from dit_jax.parallel.compilation_cache import use_compilation_cache
     from dit_jax.parallel.distributed import is_first, start_processes

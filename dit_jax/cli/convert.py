@@ -13,8 +13,7 @@ that knows floats alone.
 import argparse
 import pathlib
 
-from dit_jax.cli.main import path_flag
-from dit_jax.config import load_config
+from dit_jax.cli.main import load_run_config, path_flag
 
 HELP = "converts released PyTorch weights to a workdir, and back"
 NETWORK_KINDS = ("inception", "resnet50", "dinov2")  # whose features are compared
@@ -72,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
     back = (source / "checkpoints").is_dir()
     if back and (args.config or args.autoencoder):
         raise ValueError(f"--input={source} is a workdir, which has its own config and autoencoder")
-    config = load_config(args.config, args.overrides) if args.config else None
+    config = load_run_config(args) if args.config else None
 
     from dit_jax.evaluation.converted import export_weights, import_weights
 

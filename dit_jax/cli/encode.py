@@ -15,8 +15,8 @@ import time
 import typing
 from collections.abc import Callable, Iterator, Sequence
 
-from dit_jax.cli.main import add_config_argument, path_flag
-from dit_jax.config import Config, DataConfig, load_config
+from dit_jax.cli.main import add_config_argument, load_run_config, path_flag
+from dit_jax.config import Config, DataConfig
 from dit_jax.terminal import progress, tell
 
 if typing.TYPE_CHECKING:
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
 
     A cache that is complete is checked instead; what is damaged or missing is encoded again.
     """
-    config = load_config(args.config, args.overrides)
+    config = load_run_config(args)
     for name in ("batch_size", "shard_size"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name}={getattr(args, name)} must be positive")

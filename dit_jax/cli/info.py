@@ -3,8 +3,8 @@
 import argparse
 import json
 
-from dit_jax.cli.main import add_config_argument, path_flag
-from dit_jax.config import Config, load_config, undivided_activations
+from dit_jax.cli.main import add_config_argument, load_run_config, path_flag
+from dit_jax.config import Config, undivided_activations
 from dit_jax.data.classes import describe_classes
 
 MAX_NAMES = 100  # of classes in a line; --json has all
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
         return
     step = None
     if args.config:
-        config = load_config(args.config, args.overrides)
+        config = load_run_config(args)
     elif args.overrides:
         raise ValueError("--config.KEY=VALUE needs --config=FILE; a workdir has its own config")
     else:

@@ -10,6 +10,10 @@ import os
 import sys
 import time
 import traceback
+import typing
+
+if typing.TYPE_CHECKING:
+    from dit_jax.config import Config
 
 from dit_jax.files import user_path
 from dit_jax.terminal import silence_tensorflow
@@ -117,6 +121,22 @@ def split_overrides(argv: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
         key, separator, value = argument.removeprefix(CONFIG_FLAG).partition("=")
         overrides.append((key, value if separator else next(arguments, "")))
     return rest, overrides
+
+
+def load_run_config(args: argparse.Namespace, workdir: str | None = None) -> "Config":
+    """Returns the config of --config with its overrides; what it leaves out of a network may be `init_from`'s.
+
+    workdir: of the run, whose own config goes before that: once it has a checkpoint, `init_from` may be gone.
+    """
+    from dit_jax.config import load_config
+
+    def starting_config(init_from: str) -> "Config":
+        from dit_jax.checkpoint import find_checkpoint, read_config
+
+        own = None if workdir is None else read_config(workdir)
+        return own if own and own.training.init_from == init_from else find_checkpoint(init_from)[1]
+
+    return load_config(args.config, args.overrides, starting_config)
 
 
 def add_config_argument(parser: argparse.ArgumentParser, required: bool = True) -> None:

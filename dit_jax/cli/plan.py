@@ -11,8 +11,8 @@ import pathlib
 import sys
 import typing
 
-from dit_jax.cli.main import add_config_argument
-from dit_jax.config import Config, check_platform, load_config, override_config
+from dit_jax.cli.main import add_config_argument, load_run_config
+from dit_jax.config import Config, check_platform, override_config
 
 if typing.TYPE_CHECKING:
     from jax.sharding import Mesh
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Compiles, and prints the plan."""
-    config = load_config(args.config, args.overrides)
+    config = load_run_config(args)
     if args.sampler and config.stage != "diffusion":
         raise ValueError(f"--sampler needs a config of stage 'diffusion', not {config.stage!r}")
     os.environ.update(ENVIRONMENT | QUIET)  # before JAX and libtpu read them

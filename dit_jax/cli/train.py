@@ -10,8 +10,8 @@ import shutil
 import typing
 from contextlib import nullcontext
 
-from dit_jax.cli.main import add_config_argument, path_flag
-from dit_jax.config import Config, DataConfig, TextConfig, check_platform, fixed_differences, load_config
+from dit_jax.cli.main import add_config_argument, load_run_config, path_flag
+from dit_jax.config import Config, DataConfig, TextConfig, check_platform, fixed_differences
 from dit_jax.data.classes import describe_classes
 from dit_jax.parallel.preemption import Preemption
 
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _run(args: argparse.Namespace, preemption: Preemption | None) -> None:
-    config = load_config(args.config, args.overrides)
+    config = load_run_config(args, args.workdir)
     if args.replay_step is not None and not 1 <= args.replay_step <= config.training.num_train_steps:
         raise ValueError(
             f"--replay_step={args.replay_step} must be a step of the run, from 1 to {config.training.num_train_steps}"
@@ -71,11 +71,12 @@ def _run(args: argparse.Namespace, preemption: Preemption | None) -> None:
     wait_for_all("workdir")
     if not workdir.is_dir():
         raise ValueError(f"--workdir={workdir} must be on a disk that all hosts share; this one does not see it")
-    check_starting_weights(config, workdir)
+    check_starting_weights(config, workdir)  # what needs no data, and below the rest
     config = with_text_encoder(config)
     config = resolve_images(config, workdir) if from_images else resolve_latents(config)
     if config.data.class_names and is_first():
         print(describe_classes(config.data.class_names), flush=True)
+    initial_notes = check_starting_weights(config, workdir)
     from dit_jax.parallel.mesh import check_batch_size, make_mesh
 
     mesh = make_mesh(config.mesh)
@@ -94,7 +95,7 @@ def _run(args: argparse.Namespace, preemption: Preemption | None) -> None:
     tasks = {"autoencoder": autoencoder_task, "diffusion": diffusion_task, "classifier": classifier_task}
     from dit_jax.training.loop import train
 
-    task = tasks[config.stage](config, mesh, workdir)
+    task = dataclasses.replace(tasks[config.stage](config, mesh, workdir), initial_notes=initial_notes)
     if args.replay_step is not None:
         replay_step(config, workdir, task, mesh, args.replay_step, compiled)
         return
@@ -169,30 +170,20 @@ def check_same_run(workdir: pathlib.Path, config: Config) -> None:
         )
 
 
-def check_starting_weights(config: Config, workdir: pathlib.Path) -> None:
-    """Raises ValueError where the weights that a new run starts with are not there, or of another network.
+def check_starting_weights(config: Config, workdir: pathlib.Path) -> list[str]:
+    """Returns lines on the weights of `config.training.init_from`; [] for a run with a checkpoint, which reads no more.
 
-    A run with a checkpoint no longer needs them.
+    Raises:
+      ValueError: where they are not there, or were trained for something else (`training.starting_weights`).
     """
     if config.training.init_from is None:
-        return
+        return []
     from dit_jax.checkpoint import Checkpoints, find_checkpoint
-    from dit_jax.models.build import abstract_params
-    from dit_jax.pretrained.name_map import flatten
+    from dit_jax.training.starting_weights import check_starting_weights
 
     if Checkpoints(workdir).all_steps():
-        return
-    name = f"config.training.init_from={config.training.init_from!r}"
-    _, other = find_checkpoint(config.training.init_from)
-    if config.stage != other.stage:
-        raise ValueError(f"{name} is a run of stage {other.stage!r}, not {config.stage!r}")
-    ours, theirs = ({path: x.shape for path, x in flatten(abstract_params(c))} for c in (config, other))
-    for path in sorted(ours.keys() | theirs.keys()):
-        if ours.get(path) != theirs.get(path):
-            raise ValueError(
-                f"{name} must be of this config's network, but its {path} is {theirs.get(path, 'missing')}, not "
-                f"{ours.get(path, 'there')}; change the config or the workdir"
-            )
+        return []
+    return check_starting_weights(config, find_checkpoint(config.training.init_from)[1])
 
 
 def reads_images(config: Config) -> bool:
@@ -596,6 +587,7 @@ def make_task(config, mesh, sources, train_transform, eval_transform, losses, dr
     from dit_jax.data.pipeline import eval_batches, train_batches, train_positions
     from dit_jax.parallel.mesh import local_rows
     from dit_jax.training.loop import Task
+    from dit_jax.training.starting_weights import starting_params
 
     training, (train_source, eval_source) = config.training, sources
     batch_size = training.global_batch_size
@@ -624,20 +616,10 @@ def make_task(config, mesh, sources, train_transform, eval_transform, losses, dr
             bad_examples=bad_examples[1],
         ),
         draw=draw,
-        initial_params=initial_params(config),
+        initial_params=None if training.init_from is None else functools.partial(starting_params, config, mesh),
         examples_of=lambda batch: train_positions(
             len(train_source), config.seed, range(batch * batch_size, (batch + 1) * batch_size)
         ),
         bad_examples=bad_examples,
         **others,
     )
-
-
-def initial_params(config: Config):
-    """Returns what gives a new run its weights, those of `config.training.init_from`; None for random ones."""
-    from dit_jax.checkpoint import read_newest_good, restore_eval_params
-
-    source = config.training.init_from
-    if source is None:
-        return None
-    return lambda abstract: read_newest_good(source, lambda step: restore_eval_params(source, step, abstract))[1]

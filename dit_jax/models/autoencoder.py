@@ -168,9 +168,9 @@ class Autoencoder(nn.Module):
         return self.decoder(self.post_quant_conv(z))[0]
 
     def __call__(self, images: Array, key: PRNGKey | None, noise: Array | None = None) -> Reconstruction:
-        """Returns reconstructions of a posterior sample (without key and noise: the mean; VQ: codes), and what made them.
+        """Returns reconstructions of a posterior sample (without a key: the mean; VQ: codes), and what made them.
 
-        noise: [B, H/f, W/f, c] standard normal, of that sample, instead of a key.
+        noise: [B, H/f, W/f, c] standard normal, of that sample; instead of a key.
         """
         moments = self.encode(images)
         codes = indices = None

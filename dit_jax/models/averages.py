@@ -15,12 +15,39 @@ from dit_jax.config import TrainingConfig
 from dit_jax.types import Array, Params
 
 DecayFn = Callable[[Array], Array]  # the number of updates made, this one included -> decay
+MAX_INITIAL_SHARE = 0.03  # of the initial weights in an average, from which on it is told
 
 
 def average_decays(training: TrainingConfig) -> dict[str, DecayFn]:
     """Returns the decay of each average beside the main one, by its name: decay_0.999, length_0.05."""
     exponential = {f"decay_{decay}": _constant(decay) for decay in training.extra_ema_decays}
     return exponential | {length_name(length): _power(length) for length in training.ema_lengths}
+
+
+def initial_share(training: TrainingConfig, step: int, average: str | None = None) -> float:
+    """Returns how much of an average after `step` steps is still the weights that training began with.
+
+    0 where `init_from` gave it trained ones, and of power-function averages, which begin with the first update.
+
+    Args:
+      average: one of `average_decays`; None: the main one.
+    """
+    decays = {None: training.ema_decay} | {f"decay_{decay}": decay for decay in training.extra_ema_decays}
+    decay = decays.get(average)
+    return 0.0 if decay is None or training.init_from else decay**step
+
+
+def initial_share_note(training: TrainingConfig, step: int, average: str | None = None) -> str | None:
+    """Returns a line on an average that still holds much of the initial weights; None of one that does not."""
+    share = initial_share(training, step, average)
+    if share <= MAX_INITIAL_SHARE:
+        return None
+    name = f"config.training.ema_decay={training.ema_decay}" if average is None else average
+    return (
+        f"the average of the weights ({name}) is after {step:,} steps still {share:.0%} the weights from before the "
+        f"first step, and so are its figures and samples; train longer, or with a decay such as "
+        f"{1 - 5 / max(step, 10):.4g}"
+    )
 
 
 def length_name(length: float) -> str:

@@ -21,7 +21,7 @@ from dit_jax.config import Config, undivided_activations
 from dit_jax.data.bad_examples import BadExamples
 from dit_jax.metrics.held_out import means
 from dit_jax.models.autoencoder import FROZEN_WITH_ENCODER
-from dit_jax.models.averages import average_decays, length_name
+from dit_jax.models.averages import average_decays, initial_share_note, length_name
 from dit_jax.parallel.mesh import check_batch_size, prefetch, to_host, traced_on
 from dit_jax.parallel.preemption import RESTART, Preemption
 from dit_jax.training.bad_steps import BadSteps
@@ -38,8 +38,8 @@ class Task:
 
     gradient_fn, eval_fn, observe, constants: see `training.step`; train_batches(start_step), eval_batches(): this
     process's rows, as NumPy; draw(params): pictures by name, uint8 [H, W, 3]; measure(params): further held-out
-    figures; initial_params(abstract): what a new run starts with, None for random ones; bad_examples: what the batches
-    take note of, of the training data first.
+    figures; initial_params(abstract): what a new run starts with, None for random ones; initial_notes: lines on these;
+    bad_examples: what the batches take note of, of the training data first.
     """
 
     gradient_fn: GradientFn
@@ -51,6 +51,7 @@ class Task:
     observe: ObserveFn | None = None
     constants: Constants = None
     initial_params: Callable[[Params], Params] | None = None
+    initial_notes: Sequence[str] = ()
     examples_of: Callable[[int], list[int]] | None = None
     bad_examples: Sequence[BadExamples] = ()
 
@@ -90,6 +91,7 @@ def train(
         else:
             params = task.initial_params(abstract.params) if task.initial_params else None
             state = create_state(config, optimizer, mesh, params)
+            lines += task.initial_notes
         bad_steps = BadSteps(workdir, start_step, config.seed, task.examples_of, writes=active)
         with (
             Reporter(workdir, training.num_train_steps, start_step, active=active) as reporter,
@@ -148,7 +150,7 @@ def _run(
     last_step, batch_size = training.num_train_steps, training.global_batch_size
     eval_step = jax.jit(traced_on(mesh, make_eval_step(task.eval_fn)))
     batches = prefetch(task.train_batches(start_step), mesh, batch_size)
-    window = MetricsWindow(start_step)
+    window, told_of_average = MetricsWindow(start_step), False
     for step in range(start_step + 1, last_step + 1):
         with window.waiting_for_data():
             batch = next(batches)
@@ -182,6 +184,10 @@ def _run(
         values = None
         if evaluates:
             eval_batches = prefetch(task.eval_batches(), mesh, batch_size)
+            note = initial_share_note(training, step)
+            if note and not told_of_average:
+                reporter.log(f"step {step}: {note}")
+                told_of_average = True
             values = evaluate(eval_step, state.eval_params, eval_batches, task.constants)
             tell_bad_examples(task.bad_examples, reporter)
             values |= task.measure(state.eval_params) if task.measure else {}
