@@ -16,7 +16,7 @@ import re
 import reprlib
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from dit_jax.files import user_path
@@ -603,7 +603,8 @@ def check_config(config: Config) -> None:
     warmup_steps = config.optimizer.warmup_steps
     _require(
         warmup_steps < training.num_train_steps,
-        f"config.optimizer.{warmup_steps=} must be less than config.training.{training.num_train_steps=}",
+        f"config.optimizer.{warmup_steps=} must be less than config.training.num_train_steps="
+        f"{training.num_train_steps}",
     )
     ema_decay = training.ema_decay
     _require(ema_decay is None or ema_decay < 1, f"config.training.{ema_decay=} must be below 1, or None for no EMA")
@@ -1137,10 +1138,10 @@ def _override(values: dict[str, Any], key: str, text: str) -> None:
     for section in sections:
         hints = typing.get_type_hints(schema)
         if section not in hints:
-            raise ValueError(_unknown_key(path, section, hints))
+            raise ValueError(_unknown_key(path, section, hints, leaf=name))
         schema, path = _without_none(hints[section]), f"{path}.{section}"
         if not dataclasses.is_dataclass(schema):
-            raise ValueError(f"{path} is a value, not a section; set it as --{path}=VALUE")
+            raise ValueError(f"{path} is a value, not a section; set it as --{path}=VALUE{_elsewhere(name, path)}")
         if values.get(section) is None:
             values[section] = {}
         if not isinstance(values[section], dict):
@@ -1211,7 +1212,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         if len(hints) != len(value):
             raise ValueError(f"{path}={_shown(value)} must have {len(hints)} entries")
         return origin(_convert(h, v, f"{path}[{i}]") for i, (h, v) in enumerate(zip(hints, value, strict=True)))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1023:
         return float(value)
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)) or value != value:
         raise ValueError(f"{path}={_shown(value)} must be {hint.__name__}, not {type(value).__name__}")
@@ -1239,13 +1240,62 @@ def _convert_section(schema: type, value: Any, path: str) -> Any:
     return schema(**values)
 
 
-def _unknown_key(path: str, key: str, known: Any) -> str:
-    return f"{path}.{str(key)[:100]} is not a config key{_suggestion(key, known, prefix=f'{path}.')}"
+def _unknown_key(path: str, key: str, known: Any, leaf: str | None = None) -> str:
+    """Returns the message for a key that a section does not have, with the full path of the one that was meant.
+
+    leaf: the last part of what was asked for, where `key` is a section on the way to it.
+    """
+    message = f"{path}.{str(key)[:100]} is not a config key"
+    if difflib.get_close_matches(str(key)[:100], known, n=1, cutoff=0.8) or path.partition(".")[0] != "config":
+        return message + _suggestion(key, known, prefix=f"{path}.")
+    return message + (_elsewhere(leaf or str(key), path) or _suggestion(key, known, prefix=f"{path}."))
+
+
+def _elsewhere(leaf: str, path: str) -> str:
+    """Returns "; did you mean" with the paths of the whole schema that end in a key; "" where there are none."""
+    found = [f"config.{name}" for name in paths_ending_in(leaf)]
+    found = [name for name in found if name.rpartition(".")[0] == path] or found
+    fewest = min((name.count(".") for name in found), default=0)
+    shown = [name for name in found if name.count(".") == fewest][:3]
+    return f"; did you mean {' or '.join(shown)}?" if shown else ""
+
+
+def paths_ending_in(leaf: str) -> list[str]:
+    """Returns the full paths, such as "training.num_train_steps", of a config's keys and sections of a name."""
+    return [path for path in schema_paths() if path.rpartition(".")[2] == leaf]
+
+
+def schema_paths(schema: type = Config, prefix: str = "") -> list[str]:
+    """Returns the full path of every key and section of a config."""
+    found = []
+    for name, hint in typing.get_type_hints(schema).items():
+        found.append(f"{prefix}{name}")
+        if dataclasses.is_dataclass(_without_none(hint)):
+            found += schema_paths(_without_none(hint), f"{prefix}{name}.")
+    return found
+
+
+def nearest_name(value: str, known: Iterable[str]) -> str | None:
+    """Returns the name that was meant by another one: begun alike, else the most similar; None where none is near."""
+    plain = {name: re.sub(r"[^a-z0-9]", "", name.lower()) for name in map(str, known)}
+    meant = re.sub(r"[^a-z0-9]", "", value.lower())
+    if len(meant) > 1:
+        begun = [name for name, text in plain.items() if text and (text.startswith(meant) or meant.startswith(text))]
+        if begun:
+            return min(begun, key=lambda name: abs(len(plain[name]) - len(meant)))
+    near = difflib.get_close_matches(value[:100], list(plain), n=1, cutoff=0.4)
+    return near[0] if near else None
+
+
+def did_you_mean(value: str, known: Iterable[str], prefix: str = "") -> str:
+    """Returns "; did you mean NAME?" to end a message with, "" where none of the known names is near."""
+    near = nearest_name(value, known)
+    return f"; did you mean {prefix}{near}?" if near else ""
 
 
 def _suggestion(value: Any, known: Any, prefix: str = "") -> str:
-    near = difflib.get_close_matches(_shown(value).strip("'")[:100], [str(k) for k in known], n=1, cutoff=0.4)
-    return f"; did you mean {prefix}{near[0]}?" if near else f"; known here: {', '.join(map(str, known))}"
+    near = did_you_mean(_shown(value).strip("'")[:100], known, prefix)
+    return near or f"; known here: {', '.join(map(str, known))}"
 
 
 def _without_none(hint: Any) -> Any:

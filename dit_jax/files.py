@@ -85,6 +85,13 @@ def normalised(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
+def is_number(value: Any) -> bool:
+    """Returns whether a JSON value is a number that a float can hold: not a truth value, nor one of 400 digits."""
+    if type(value) is int:
+        return abs(value) < 2**1023
+    return type(value) is float
+
+
 def to_json(value: Any) -> str:
     """Returns a value as the text of a file: indented, with a newline at its end."""
     return json.dumps(value, indent=2) + "\n"

@@ -3,9 +3,12 @@
 import copy
 import dataclasses
 import json
+import pathlib
+import re
 
 import pytest
 
+import dit_jax
 from dit_jax.config import (
     Config,
     check_config,
@@ -15,9 +18,14 @@ from dit_jax.config import (
     fixed_differences,
     for_platform,
     load_config,
+    nearest_name,
+    override_config,
     round_to_multiple,
+    schema_paths,
     undivided_activations,
 )
+
+PACKAGE = pathlib.Path(dit_jax.__file__).parent
 
 DIFFUSION = {
     "stage": "diffusion",
@@ -566,3 +574,82 @@ def test_cudnn_attention_needs_bfloat16():
     values = edited(DIFFUSION, compute={"attention": "cudnn"})
     assert "needs config.dit.dtype='bfloat16'" in error_of(config_from_dict, values)
     config_from_dict(edited(values, dit__dtype="bfloat16"))
+
+
+@pytest.mark.parametrize(
+    ("key", "path"),
+    [
+        ("num_train_steps", "config.training.num_train_steps"),
+        ("training.training.num_train_steps", "config.training.num_train_steps"),
+        ("training.learning_rate", "config.optimizer.learning_rate"),
+        ("dit.num_timesteps", "config.diffusion.num_timesteps"),
+        ("dit.depth.num_train_steps", "config.training.num_train_steps"),
+        ("sampler", "config.sampling.sampler"),
+        ("training.num_train_step", "config.training.num_train_steps"),
+    ],
+)
+def test_a_key_at_the_wrong_place_names_the_whole_path_of_the_right_one(key, path):
+    with pytest.raises(ValueError, match=re.escape(f"; did you mean {path}?")):
+        override_config(config_from_dict(DIFFUSION), [(key, "5")])
+    assert path.removeprefix("config.") in schema_paths()
+
+
+def test_every_path_that_a_message_or_comment_names_exists():
+    """Of `config.section.key` in the package's text, also where a message ends in {section.key=}."""
+    known = {f"config.{path}" for path in schema_paths()}
+    sections = "|".join({path.partition(".")[0] for path in schema_paths()})
+    for file in sorted(PACKAGE.rglob("*.py")):
+        text = re.sub(r"\bself\.config\.", "", file.read_text(encoding="utf-8"))
+        # What an f-string writes for {a.b=} begins with a.b, and so does the path that it is part of.
+        text = re.sub(r"(config\.[\w.]*)\{([\w.]+)=[^}]*\}", r"\1\2", text)
+        for path in re.findall(rf"(?<![\w.])(?:--)?(config\.(?:{sections})\.\w+)(?![\w(])", text):
+            if path.rpartition(".")[2] not in ("KEY", "axes", "level_channels", "num_tokens", "heads_of", "vocab_size"):
+                assert path in known, f"{file.relative_to(PACKAGE)}: {path}"
+
+
+@pytest.mark.parametrize(
+    ("given", "known", "meant"),
+    [
+        ("dpm", ("ancestral", "ddim", "dpm_solver", "plms"), "dpm_solver"),
+        ("DPM-Solver++", ("ancestral", "ddim", "dpm_solver", "plms"), "dpm_solver"),
+        ("incep", ("classifier", "inception"), "inception"),
+        ("trian", ("train", "encode"), "train"),
+        ("zzz", ("train", "encode"), None),
+    ],
+)
+def test_the_choice_that_was_meant_is_the_one_that_begins_alike(given, known, meant):
+    assert nearest_name(given, known) == meant
+    with pytest.raises(ValueError, match=r"did you mean dpm_solver\?$"):
+        override_config(config_from_dict(DIFFUSION), [("sampling.sampler", "dpm")])
+
+
+NETWORK = {"base_channels": 16, "channel_multipliers": (1, 2), "latent_channels": 3, "num_groups": 4}
+OWN = {
+    "stage": "autoencoder",
+    "data": {"name": "birds", "image_size": 32, "channels": 1, "num_classes": 5, "version": "1.0 (train 3)"},
+    "autoencoder": NETWORK | {"codebook": {"num_codes": 9}, "kl_weight": 0.5, "perceptual_weight": 0.25},
+    "training": {"num_train_steps": 3},
+}
+
+
+def finetuned(*overrides):
+    path = str(PACKAGE.parent / "configs" / "autoencoder_finetune.py") + ":mse"
+    return load_config(path, [("training.init_from", "own"), *overrides], lambda _: config_from_dict(OWN))
+
+
+def test_an_autoencoder_to_fine_tune_gives_its_network_and_its_data():
+    config, own = finetuned(), config_from_dict(OWN)
+    assert {name: getattr(config.autoencoder, name) for name in NETWORK} == NETWORK
+    assert config.autoencoder.codebook == own.autoencoder.codebook
+    assert config.data == dataclasses.replace(own.data, version=None)  # found anew
+    assert (config.autoencoder.perceptual_weight, config.autoencoder.reconstruction_loss) == (0.1, "l2")  # the file's
+
+
+def test_other_data_for_fine_tuning_keeps_the_size_and_channels_and_the_command_line_goes_before():
+    config = finetuned(("data.name", "bees"), ("data.num_classes", "7"), ("autoencoder.base_channels", "32"))
+    assert (config.data.name, config.data.num_classes, config.data.eval_split) == ("bees", 7, "test")
+    assert (config.data.image_size, config.data.channels) == (32, 1)
+    assert (config.autoencoder.base_channels, config.autoencoder.num_groups) == (32, 4)
+    path = str(PACKAGE.parent / "configs" / "autoencoder_finetune.py")
+    with pytest.raises(ValueError, match="config.data is missing; set it, or .* --config.training.init_from=DIR"):
+        load_config(path)

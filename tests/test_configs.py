@@ -53,7 +53,11 @@ RUNS = sorted({path.name for path in FILES} | set(PAPER_PARAMETERS) | OURS)
 @pytest.fixture(scope="module", params=RUNS)
 def built(request):
     """A config file's path with an argument, its config and its abstract parameters."""
-    config = load_config(str(FOLDER / request.param))
+    overrides, start = [], None
+    if "finetune" in request.param:  # the network is that of the weights: here of Stable Diffusion's f8
+        overrides = [("training.init_from", "f8")]
+        start = lambda _: load_config(str(FOLDER / "autoencoder_kl.py:f8"))  # noqa: E731
+    config = load_config(str(FOLDER / request.param), overrides, start)
     return FOLDER / request.param, config, abstract_params(config)
 
 

@@ -5,7 +5,7 @@ says which are kept, `agreement` lets the processes of a run decide as one, and 
 """
 
 from dit_jax.checkpoint.manifest import DamagedCheckpoint
-from dit_jax.checkpoint.store import CHECKPOINTS, SNAPSHOTS, Checkpoints
+from dit_jax.checkpoint.store import CHECKPOINTS, SNAPSHOTS, Checkpoints, print_line
 from dit_jax.checkpoint.workdir import (
     CONFIG_FILE,
     find_checkpoint,
@@ -25,6 +25,7 @@ __all__ = [
     "DamagedCheckpoint",
     "find_checkpoint",
     "params_digest",
+    "print_line",
     "read_config",
     "read_newest_good",
     "restore_eval_params",

@@ -25,6 +25,7 @@ from dit_jax.config import (
     TextConfig,
     check_config,
     check_seed,
+    did_you_mean,
     override_config,
     override_data,
 )
@@ -356,7 +357,10 @@ def sample_settings(args: argparse.Namespace, config: Config, point: dict):
 
     check_seed(args.seed)
     if args.labels not in LABEL_PROTOCOLS:
-        raise ValueError(f"--labels={args.labels} must be one of {', '.join(LABEL_PROTOCOLS)}")
+        raise ValueError(
+            f"--labels={args.labels} must be one of {', '.join(LABEL_PROTOCOLS)}"
+            f"{did_you_mean(args.labels, LABEL_PROTOCOLS)}"
+        )
     flags = {name: point.get(name, getattr(args, name)) for name in ("sampler", "cfg_scale", "eta", "batch_size")}
     overrides = [(f"sampling.{name}", str(value)) for name, value in flags.items() if value is not None]
     steps = str(point["steps"]) if "steps" in point else args.steps
@@ -527,7 +531,8 @@ def choose_metrics(asked: str | None, config, has_lpips: bool) -> tuple[list[str
     metrics = asked.split(",")
     for name in metrics:
         if name not in METRICS:
-            raise ValueError(f"--metrics={asked}: {name!r} must be one of {', '.join(METRICS)}")
+            near = did_you_mean(name, METRICS)
+            raise ValueError(f"--metrics={asked}: {name!r} must be one of {', '.join(METRICS)}{near}")
         if obstacles[name] is not None:
             raise ValueError(f"--metrics={asked}: {name} cannot be measured: {obstacles[name]}")
     return metrics, {}

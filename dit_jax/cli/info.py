@@ -40,6 +40,8 @@ def run(args: argparse.Namespace) -> None:
 
         step, config = find_checkpoint(args.workdir)
 
+    from dit_jax.checkpoint import Checkpoints
+    from dit_jax.models.averages import initial_share_note
     from dit_jax.models.build import abstract_params
     from dit_jax.models.cost import describe_cost
     from dit_jax.parallel.mesh import make_mesh
@@ -50,6 +52,8 @@ def run(args: argparse.Namespace) -> None:
     if config.autoencoder and config.autoencoder.discriminator:
         info["discriminator_parameters"] = count_discriminator(config)
     info["shardings"] = describe_shardings(abstract_params(config), make_mesh(config.mesh), config.mesh.rules)
+    if step is not None and "ema_params" in Checkpoints(args.workdir).items(step):
+        info["average"] = initial_share_note(config.training, step)
     info["shardings"]["undivided"] = undivided_activations(config, info["shardings"]["mesh"])
     if args.json:
         print(json.dumps(info))
@@ -62,6 +66,8 @@ def run(args: argparse.Namespace) -> None:
         print(f"  {name:<20} {count:>15,} {info['module_macs'][name] / 1e9:>12.4g} G")
     if "discriminator_parameters" in info:
         print(f"and in training a discriminator of {info['discriminator_parameters']:,} parameters")
+    if info.get("average"):
+        print(info["average"])
     print(f"shardings over {info['shardings']['mesh']}; what is not listed is replicated")
     for path, spec in info["shardings"]["split"].items():
         print(f"  {path:<60} {spec}")

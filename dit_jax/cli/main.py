@@ -7,14 +7,13 @@ import argparse
 import importlib
 import logging
 import os
+import re
 import sys
 import time
 import traceback
 import typing
 
-if typing.TYPE_CHECKING:
-    from dit_jax.config import Config
-
+from dit_jax.config import Config, did_you_mean, load_config, paths_ending_in
 from dit_jax.files import user_path
 from dit_jax.terminal import silence_tensorflow
 
@@ -29,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     if argv is None:
         use_huge_pages()
         argv = sys.argv[1:]
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="dit-jax", description="Latent diffusion transformers in JAX: train, sample, evaluate.", allow_abbrev=False
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -39,10 +38,16 @@ def main(argv: list[str] | None = None) -> None:
         module.add_arguments(subparser)
         subparser.set_defaults(run=module.run)
     argv, overrides = split_overrides(argv)
-    args = parse(parser, argv)
+    args, unknown = parse(parser, argv)
+    if unknown:
+        flags = verbs.choices[args.verb].flags()
+        flag = next((word.partition("=")[0] for word in unknown if word.startswith("--")), "")
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{did_you_mean(flag, flags) if flag else ''}")
     foreign = [key for key, _ in overrides if not key.startswith(getattr(args, "overridable", "nothing"))]
     if foreign:
-        parser.error(f"{args.verb} takes no {CONFIG_FLAG}{foreign[0]}=VALUE: a workdir has its own config")
+        own = [name for name in paths_ending_in(foreign[0].rpartition(".")[2]) if name.startswith(args.overridable)]
+        hint = f"; did you mean --config.{own[0]}?" if own else ""
+        parser.error(f"{args.verb} takes no {CONFIG_FLAG}{foreign[0]}=VALUE: a workdir has its own config{hint}")
     args.overrides, args.started = overrides, started
     silence_tensorflow()
     logging.getLogger("absl").setLevel(logging.ERROR)
@@ -65,10 +70,10 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(2)
 
 
-def parse(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
-    """Returns the flags; exits with 2 and one line where one is of a home folder that nobody knows."""
+def parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Returns the flags and what is none; exits with 2 and one line where one is of a home folder that nobody knows."""
     try:
-        return parser.parse_args(argv)
+        return parser.parse_known_args(argv)
     except UnknownHome as error:
         print(f"dit-jax {argv[0]}: error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -89,6 +94,20 @@ def path_flag(text: str) -> str:
 def paths_flag(text: str) -> str:
     """The type of a flag of several paths with commas between."""
     return ",".join(map(path_flag, text.split(",")))
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that names the nearest of the choices that there are."""
+
+    def flags(self) -> list[str]:
+        """Returns the names of the flags."""
+        return [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+
+    def error(self, message: str) -> typing.NoReturn:
+        """Prints a message and exits with 2."""
+        if match := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            message += did_you_mean(match[1], re.findall(r"[\w.-]+", match[2]))
+        super().error(message)
 
 
 def use_huge_pages() -> None:
@@ -123,14 +142,13 @@ def split_overrides(argv: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
     return rest, overrides
 
 
-def load_run_config(args: argparse.Namespace, workdir: str | None = None) -> "Config":
+def load_run_config(args: argparse.Namespace, workdir: str | None = None) -> Config:
     """Returns the config of --config with its overrides; what it leaves out of a network may be `init_from`'s.
 
     workdir: of the run, whose own config goes before that: once it has a checkpoint, `init_from` may be gone.
     """
-    from dit_jax.config import load_config
 
-    def starting_config(init_from: str) -> "Config":
+    def starting_config(init_from: str) -> Config:
         from dit_jax.checkpoint import find_checkpoint, read_config
 
         own = None if workdir is None else read_config(workdir)

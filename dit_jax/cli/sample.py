@@ -192,11 +192,14 @@ def run(args: argparse.Namespace) -> None:
 
 
 def given_images(args: argparse.Namespace, config: Config) -> "Given":
-    """Returns the images of the flags, cut to the model's size as in training; ValueError where they do not fit."""
+    """Returns the images of the flags; ValueError where one is not of the model's size.
+
+    A map of classes, of which a data set's own may be larger, is cut to that size as in training, and that is told.
+    """
     import numpy as np
 
     from dit_jax.data.folder import SUFFIXES_SHOWN, describe_left_out, list_images, read_classes, read_image, read_mask
-    from dit_jax.data.transforms import center_crop, semantic_map, to_channels
+    from dit_jax.data.transforms import semantic_map, to_channels
     from dit_jax.evaluation.given import Given
 
     def files(flag: str) -> list[pathlib.Path]:
@@ -222,13 +225,25 @@ def given_images(args: argparse.Namespace, config: Config) -> "Given":
         if mask.shape != image.shape[:2]:
             sizes = [f"{x.shape[1]} x {x.shape[0]}" for x in (mask, image)]
             raise ValueError(f"--mask={args.mask} is {sizes[0]}, but the image is {sizes[1]}: they must be of one size")
+    for image in images:
+        height, width, channels = image.shape
+        if not enlarges and (height, width) != (size, size):
+            raise ValueError(
+                f"--image={args.image} must be of the model's {size} x {size} pixels, not {width} x {height}; scale or "
+                "crop it"
+            )
+        if channels > config.data.channels and (image != image[..., :1]).any():
+            print(f"--image={args.image} has colours, and the model's images are grey: it sees the grey ones")
     images = [to_channels(image, config.data.channels) for image in images]
-    # What is enlarged is not scaled before: that is the model's work.
-    images = images if enlarges else [center_crop(image, size) for image in images]
-    masks = [semantic_map(mask.astype(np.uint8), size, 2, False) for mask in masks]
-    classes = [semantic_map(read_classes(path), size, 256, False) for path in files("map")]
-    if len({image.shape for image in images}) > 1:
-        raise ValueError(f"--image={args.image} must be images of one size")
+    classes = [read_classes(path) for path in files("map")]
+    for each in classes:
+        if each.shape != (size, size):
+            shown = f"{each.shape[1]} x {each.shape[0]}"
+            print(f"--map={args.map} is {shown} pixels: cut to the model's {size} x {size}, as maps are in training")
+    classes = [semantic_map(each, size, 256, False) for each in classes]
+    for flag, series in (("image", images), ("mask", masks)):
+        if len({each.shape for each in series}) > 1:
+            raise ValueError(f"--{flag}={getattr(args, flag)} must be images of one size")
     return Given(
         *(np.stack(series) if series else None for series in (images, masks, classes)),
         read_layouts(args.layout),

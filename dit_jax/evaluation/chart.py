@@ -10,6 +10,7 @@ WIDTH, HEIGHT = 460, 250
 LEFT, RIGHT, TOP, BOTTOM = 56, 18, 12, 34  # margins around the plot
 MAX_POINTS = 400  # of a line; longer series are averaged in bins
 MAX_MARKED_POINTS = 40  # of a line whose points are marked one by one
+MAX_VALUE = 1e100  # of what is drawn: sums and ticks of larger ones overflow; NaN is not below it either
 LOG_RATIO = 10.0  # positive values that span more than this get a logarithmic axis
 
 Points = Sequence[tuple[float, float]]  # (step, value)
@@ -17,7 +18,7 @@ Points = Sequence[tuple[float, float]]  # (step, value)
 
 def line_chart(series: Mapping[str, Points], x_label: str = "step", logarithmic_x: bool = False) -> str:
     """Returns an <svg> of named lines; CSS classes `line NAME` give the colours. "" if no value is finite."""
-    lines = {name: _thin([(x, y) for x, y in points if math.isfinite(y)]) for name, points in series.items()}
+    lines = {name: _thin([(x, y) for x, y in points if abs(y) < MAX_VALUE]) for name, points in series.items()}
     lines = {name: points for name, points in lines.items() if points}
     if not lines:
         return ""

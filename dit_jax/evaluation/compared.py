@@ -9,8 +9,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dit_jax.evaluation.chart import line_chart
+from dit_jax.evaluation.chart import MAX_VALUE, line_chart
 from dit_jax.evaluation.protocol import differences, figure_label, read_card
+from dit_jax.files import is_number
 
 RESULT = pathlib.Path("evaluation") / "evaluation.json"  # in a workdir
 AXES = {"gflops": "Gflops (multiply-adds of one forward pass)", "training_gflops": "Gflops of training"}
@@ -60,9 +61,19 @@ def network_rows(runs: Sequence[EvaluatedRun]) -> list[Row]:
                 f"{'; '.join(found)}; evaluate them alike"
             )
         subject = run.card["subject"]
+        for name in ("gflops", "training_gflops", "parameters", "step"):
+            value = subject.get(name)
+            if not is_number(value) or not 0 <= value < MAX_VALUE or (value == 0 and name in AXES):
+                raise ValueError(
+                    f"the result of {run.name} cannot be compared: its subject.{name} must be a positive number, not "
+                    f"{str(value)[:100]}; evaluate it again"
+                )
         key = subject["gflops"], subject["parameters"], subject["step"]
         row = rows.setdefault(key, Row(run.name.removesuffix(f"-seed{run.seed}"), subject, {}))
-        row.figures[run.seed] = run.card["values"][main_figure(runs[0].card)]
+        figure = main_figure(runs[0].card)
+        if figure not in run.card["values"]:
+            raise ValueError(f"the result of {run.name} has no {figure}, which {runs[0].name} has; evaluate them alike")
+        row.figures[run.seed] = run.card["values"][figure]
     return sorted(rows.values(), key=lambda row: row.subject["gflops"])
 
 

@@ -38,6 +38,7 @@ from dit_jax.evaluation.loaded import LoadedModel
 from dit_jax.evaluation.parts import Parts
 from dit_jax.evaluation.protocol import refuse_other
 from dit_jax.evaluation.reference import SAMPLES_NAME
+from dit_jax.files import read_json
 from dit_jax.metrics.adm_files import SamplesFile
 from dit_jax.types import Conditions
 
@@ -230,7 +231,7 @@ def write_record(folder: pathlib.Path, identity: dict[str, Any], num_frames: int
 def is_drawn(folder: pathlib.Path, identity: dict[str, Any]) -> bool:
     """Returns whether `samples.npz` is there, as it was drawn with this identity."""
     try:
-        record = json.loads((folder / RECORD_NAME).read_text())
+        record = read_json(folder / RECORD_NAME)
         wanted = json.loads(json.dumps(identity)) | {"sha256": file_digest(folder / SAMPLES_NAME)}
     except (FileNotFoundError, ValueError):
         return False

@@ -59,7 +59,7 @@ def evaluate_checkpoint(
         found = evaluator.evaluate(images, labels, metrics)
     return make_card(
         found.values,
-        found.notes,
+        [*model.notes, *found.notes],
         left_out,
         checkpoint_subject(model) | {"images": found.images},
         checkpoint_protocol(model, average, settings) | evaluator.protocol(metrics),

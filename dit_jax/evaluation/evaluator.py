@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
-from dit_jax.config import DataConfig
+from dit_jax.config import DataConfig, did_you_mean
 from dit_jax.evaluation.features import extract_features
 from dit_jax.evaluation.measure import METRICS, SETTINGS, Reference, measure, obstacles, outputs_needed
 from dit_jax.evaluation.networks import NamedNetwork, named_network
@@ -48,7 +48,9 @@ class Evaluator(NamedTuple):
                 name = network.facts["name"]
                 raise ValueError(f"--metrics: fid is of Inception's features alone, these are {name}'s; ask for fd")
             if name not in METRICS and name != "fid":
-                raise ValueError(f"--metrics: {name!r} must be one of {', '.join(METRICS)}")
+                raise ValueError(
+                    f"--metrics: {name!r} must be one of {', '.join(METRICS)}{did_you_mean(name, METRICS)}"
+                )
         metrics = ["fd" if name == "fid" else name for name in asked]
         for name in metrics:
             if found[name]:

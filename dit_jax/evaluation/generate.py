@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from dit_jax import terminal
-from dit_jax.config import Config, SamplingConfig, check_sampling, override_section
+from dit_jax.config import Config, SamplingConfig, check_sampling, did_you_mean, override_section
 from dit_jax.data.folder import reads_as_stored
 from dit_jax.diffusion.classifier_guidance import class_gradient, led
 from dit_jax.diffusion.guidance import between, guidance_scales, guided
@@ -130,10 +130,19 @@ def make_generator(
 
 def check_labels(labels: Sequence[int], num_classes: int) -> np.ndarray:
     """Returns labels [N] as int32; raises ValueError where one is no class, nor `num_classes`, which is none."""
-    labels = np.asarray(labels, np.int32)
+    labels = check_integers("labels", labels)
     if labels.size and not (labels.min() >= 0 and labels.max() <= num_classes):
         raise ValueError(f"labels must be from 0 to {num_classes - 1} (or {num_classes}: no label); got {labels}")
-    return labels
+    return labels.astype(np.int32)
+
+
+def check_integers(name: str, values: Sequence[int]) -> np.ndarray:
+    """Returns whole numbers [N] as an array; raises ValueError where they are not."""
+    array = np.asarray(values)
+    is_whole = array.dtype.kind in "iu" or (array.dtype.kind == "f" and (array == np.round(array)).all())
+    if array.ndim != 1 or not is_whole:
+        raise ValueError(f"{name} must be whole numbers [N], such as [0, 3], not {array.dtype} {list(array.shape)}")
+    return array
 
 
 def check_conditions(
@@ -158,6 +167,15 @@ def check_conditions(
     missing = [name for name in read if name not in given]
     if missing:
         raise ValueError(f"the model is conditioned on {missing[0]!r}, which is missing; give it for every image")
+    for name, parts in abstract_conditions(config).items():
+        wanted = parts if isinstance(parts, Mapping) else {"": parts}
+        for part, leaf in wanted.items():
+            shape = np.shape(given[name][part] if part else given[name])
+            if shape[1:] != leaf.shape[1:] or not shape:
+                raise ValueError(
+                    f"raw conditions of {name!r} must be {['N', *leaf.shape[1:]]}{part and f' for their {part}'}, not "
+                    f"{list(shape)}"
+                )
     counts = {name: len(leaf) for name, value in given.items() for leaf in jax.tree.leaves(value)}
     if len(set(counts.values())) != 1:
         raise ValueError(f"conditions must be of as many images each, not {counts}")
@@ -371,7 +389,9 @@ def evaluation_labels(protocol: str, num_images: int, num_classes: int, seed: in
     if protocol == "balanced":
         return balanced_labels(num_images, num_classes)
     if protocol != "random":
-        raise ValueError(f"labels {protocol!r} must be one of {', '.join(LABEL_PROTOCOLS)}")
+        raise ValueError(
+            f"labels {protocol!r} must be one of {', '.join(LABEL_PROTOCOLS)}{did_you_mean(protocol, LABEL_PROTOCOLS)}"
+        )
     return np.random.default_rng(seed).integers(num_classes, size=num_images, dtype=np.int32)
 
 

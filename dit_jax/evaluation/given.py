@@ -104,6 +104,8 @@ class Given:
         if self.classes is not None:
             if kind != "semantic":
                 raise ValueError("a map of classes is of use to a model of semantic synthesis alone; leave it out")
+            if not np.issubdtype(self.classes.dtype, np.integer):
+                raise ValueError(f"a map of classes must be of whole numbers, not {self.classes.dtype}")
             if self.classes.shape[1:] != (size, size):
                 raise ValueError(f"a map of classes must be {size} x {size}, not {self.classes.shape[1:]}; scale it")
             if self.classes.min() < 0 or self.classes.max() >= config.spatial.num_classes:

@@ -19,16 +19,20 @@ from dit_jax.checkpoint import (
     Checkpoints,
     DamagedCheckpoint,
     find_checkpoint,
+    print_line,
     read_newest_good,
     restore_eval_params,
 )
-from dit_jax.config import Config, MeshConfig, SamplingConfig, for_platform
+from dit_jax.config import MIN_TILE, Config, MeshConfig, SamplingConfig, for_platform
 from dit_jax.data.classes import class_number
 from dit_jax.evaluation.generate import (
     ClassifierGuide,
     KnownImages,
     Path,
     check_classifier,
+    check_conditions,
+    check_integers,
+    check_labels,
     interpolation,
     make_generator,
     override_sampling,
@@ -37,7 +41,7 @@ from dit_jax.evaluation.given import Given
 from dit_jax.evaluation.text_encoders import TEXT_ENCODER_DIR, CaptionEncoder, load_caption_encoder
 from dit_jax.files import user_path
 from dit_jax.models.autoencoder import Codec
-from dit_jax.models.averages import average_decays, length_name, reconstruction_weights
+from dit_jax.models.averages import average_decays, initial_share_note, length_name, reconstruction_weights
 from dit_jax.models.build import abstract_params, build_autoencoder, build_classifier, build_model
 from dit_jax.models.conditioners import as_conditions
 from dit_jax.parallel.mesh import make_mesh, replicated
@@ -58,6 +62,7 @@ class LoadedModel:
     codec: Codec | None  # None: a model of pixels, or converted weights without an autoencoder
     mesh: Mesh
     captions: CaptionEncoder | None = None  # what makes conditions of captions; None: there is none with the weights
+    notes: tuple[str, ...] = ()  # what a person must know of the weights
     _generators: dict = dataclasses.field(default_factory=dict, repr=False)  # compiled, by their settings
 
     def sample(
@@ -133,7 +138,13 @@ class LoadedModel:
     ) -> tuple[Conditions, KnownImages | None]:
         """Returns raw conditions of labels (or more of them) and of what is given, and the images known from it."""
         config = self.config
-        conditions = {} if labels is None else as_conditions(self._numbered(labels))
+        conditions = {}
+        if labels is not None:
+            labels = self._numbered(labels)
+            is_dict = isinstance(labels, Mapping)
+            conditions = as_conditions(labels if is_dict else check_labels(labels, config.data.num_classes))
+        if num_images is not None and num_images < 1:
+            raise ValueError(f"{num_images=} must be positive")
         captions = None if "text" in conditions else self.captions
         given.check(dataclasses.replace(config, sampling=sampling), captions and captions.tokenizer, conditions)
         num_images = num_images or (len(jax.tree.leaves(conditions)[0]) if conditions else given.num_given)
@@ -175,13 +186,18 @@ class LoadedModel:
         [0, num_classes], or a dict of raw conditions [B, ...].
         """
         self._check_stage("diffusion", "denoise")
-        conditions = labels if isinstance(labels, Mapping) else {"label": np.asarray(labels, np.int32)}
-        return self._network(self.params, jnp.asarray(x_t), jnp.asarray(t, jnp.int32), conditions)
+        x_t, t = self._noised(x_t, t)
+        conditions = {}
+        if self.config.condition_dropout:
+            conditions, count = check_conditions(self.config, labels)
+            if count != len(x_t):
+                raise ValueError(f"conditions must be of as many images as x_t, {len(x_t)}, not {count}")
+        return self._network(self.params, x_t, t, conditions)
 
     def classify(self, x_t: Array, t: Array) -> Array:
         """Returns the logits [B, classes] float32 of a classifier of noised images, x_t and t as for `denoise`."""
         self._check_stage("classifier", "classify")
-        return self._network(self.params, jnp.asarray(x_t, jnp.float32), jnp.asarray(t, jnp.int32))
+        return self._network(self.params, *self._noised(x_t, t))
 
     def encode(self, images: Array, tile: int | None = None) -> Array:
         """Returns latents [B, H/f, W/f, c] float32, the posterior's mean at unit variance, of images in [-1, 1].
@@ -189,14 +205,32 @@ class LoadedModel:
         tile: images wider or higher than this many latents are encoded by overlapping tiles of it, which takes the
         memory of one tile; the result is close to the whole's, not equal (see `models.tiles`). None: whole.
         """
-        return _encode(self._require_codec(), jnp.asarray(images, jnp.float32), tile=tile)
+        codec, channels = self._require_codec(), self.config.data.channels
+        images = _floats("images", images, (None, None, None, channels), "in [-1, 1]; of uint8, x / 127.5 - 1")
+        if images.shape[1] % codec.factor or images.shape[2] % codec.factor:
+            raise ValueError(
+                f"images must have sides that {codec.factor}, the autoencoder's downsampling, divides, not "
+                f"{images.shape[1]} x {images.shape[2]}; scale or crop them"
+            )
+        return _encode(codec, images, tile=_checked_tile(tile))
 
     def decode(self, latents: Array, tile: int | None = None) -> Array:
         """Returns images [B, H, W, C] float32 around [-1, 1], not clipped, of latents as `encode` returns them.
 
         tile: latents wider or higher than this are decoded by overlapping tiles of it, as in `encode`.
         """
-        return _decode(self._require_codec(), jnp.asarray(latents, jnp.float32), tile=tile)
+        codec = self._require_codec()
+        latents = _floats("latents", latents, (None, None, None, codec.module.latent_channels), "of unit variance")
+        return _decode(codec, latents, tile=_checked_tile(tile))
+
+    def _noised(self, x_t: Array, t: Array) -> tuple[Array, Array]:
+        """Returns x_t as float32 and t as int32, of this model's shape and timesteps."""
+        x_t = _floats("x_t", x_t, (None, *self.config.input_shape), "noised latents or pixels")
+        if not isinstance(t, jax.core.Tracer):
+            t, last = check_integers("t", t), self.config.diffusion.num_timesteps - 1
+            if t.shape != x_t.shape[:1] or not ((t >= 0) & (t <= last)).all():
+                raise ValueError(f"t must be {len(x_t)} timesteps, one an image, from 0 to {last}; got {str(t)[:200]}")
+        return x_t, jnp.asarray(t, jnp.int32)
 
     def _check_stage(self, stage: str, method: str) -> None:
         if self.config.stage != stage:
@@ -222,6 +256,24 @@ class LoadedModel:
         return jax.jit(lambda params, *inputs: model.apply({"params": params}, *inputs))
 
 
+def _floats(name: str, value: Array, shape: tuple[int | None, ...], what: str) -> Array:
+    """Returns an array as float32; raises ValueError where it has another shape (None: any size), or no floats."""
+    array = value if isinstance(value, jax.Array) else np.asarray(value)
+    wanted = [letter if size is None else size for letter, size in zip("BHWC", shape, strict=True)]
+    fits = array.ndim == len(shape) and all(size in (None, own) for size, own in zip(shape, array.shape, strict=True))
+    if not fits or 0 in array.shape:
+        raise ValueError(f"{name} must be [{', '.join(map(str, wanted))}] {what}, not {list(array.shape)}")
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ValueError(f"{name} must be floats {what}, not {array.dtype}")
+    return jnp.asarray(array, jnp.float32)
+
+
+def _checked_tile(tile: int | None) -> int | None:
+    if tile is not None and (not isinstance(tile, int) or tile < MIN_TILE):
+        raise ValueError(f"{tile=} must be {MIN_TILE} latents or more, or None for whole images")
+    return tile
+
+
 def load(
     workdir: str | os.PathLike,
     step: int | None = None,
@@ -241,7 +293,7 @@ def load(
     """
     workdir = pathlib.Path(user_path(os.fspath(workdir)))
     mesh = make_mesh(MeshConfig())
-    config, params, step = _load_params(workdir, step, mesh, average, ema_length)
+    config, params, step, notes = _load_params(workdir, step, mesh, average, ema_length)
     if config.stage == "autoencoder":
         codec = Codec(params, build_autoencoder(config.autoencoder, config.data.channels), 1.0)
     elif config.latents is None or not (workdir / AUTOENCODER_DIR).is_dir():
@@ -251,12 +303,12 @@ def load(
     text = config.conditions and config.conditions.text
     has_encoder = text and (workdir / TEXT_ENCODER_DIR).is_dir()
     captions = load_caption_encoder(text, workdir / TEXT_ENCODER_DIR) if has_encoder else None
-    return LoadedModel(config, params, step, codec, mesh, captions)
+    return LoadedModel(config, params, step, codec, mesh, captions, notes)
 
 
 def load_codec(workdir: str | os.PathLike, scale: float, mesh: Mesh, step: int | None = None) -> Codec:
     """Returns the autoencoder of a workdir's newest good checkpoint (or of `step`), for latents times `scale`."""
-    config, params, _ = _load_params(workdir, step, mesh)
+    config, params, _, _ = _load_params(workdir, step, mesh)
     if config.stage != "autoencoder":
         raise ValueError(f"{workdir} is of stage {config.stage!r}; an autoencoder's workdir is needed here")
     return Codec(params, build_autoencoder(config.autoencoder, config.data.channels), scale)
@@ -281,13 +333,20 @@ def copy_weights(workdir: str | os.PathLike, target: pathlib.Path) -> None:
 
 def _load_params(
     workdir, step: int | None, mesh: Mesh, average: str | None = None, ema_length: float | None = None
-) -> tuple[Config, Params, int]:
+) -> tuple[Config, Params, int, tuple[str, ...]]:
+    """Returns a config, its weights and their step, and notes on them, which are printed too."""
+
     def read(step: int) -> tuple[Config, Params]:
         config = for_platform(find_checkpoint(workdir, step)[1], mesh.devices.flat[0].platform)
         return config, _read_params(workdir, config, step, mesh, average, ema_length)
 
     step, (config, params) = read_newest_good(workdir, read, step)
-    return config, params, step
+    # Weights that were converted, or copied for evaluation, are what they are: no average began with them.
+    averaged = ema_length is None and (average or "ema_params" in Checkpoints(workdir).items(step))
+    note = initial_share_note(config.training, step, average) if averaged else None
+    if note:
+        print_line(f"warning: {workdir}: {note}")
+    return config, params, step, (note,) if note else ()
 
 
 def _read_params(workdir, config: Config, step: int, mesh: Mesh, average: str | None, ema_length: float | None):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from dit_jax.checkpoint import params_digest
-from dit_jax.config import DataConfig
+from dit_jax.config import DataConfig, did_you_mean
 from dit_jax.evaluation.feature_networks import load_network
 from dit_jax.evaluation.trained_classifier import trained_classifier
 from dit_jax.metrics.classifier import MAX_SIDE
@@ -51,7 +51,7 @@ def named_network(features: str, data: DataConfig, cache: str | os.PathLike) -> 
     if path.suffix != ".safetensors":
         raise ValueError(
             f"--features={features} must be one of {', '.join([CLASSIFIER, *RESIZES])}, or a .safetensors file of "
-            "`dit-jax convert`"
+            f"`dit-jax convert`{did_you_mean(features, [CLASSIFIER, *RESIZES])}"
         )
     if not path.is_file():
         fetch = "./launch/resnet_weights.sh fetches it" if features == "resnet50" else "`dit-jax convert` writes it"

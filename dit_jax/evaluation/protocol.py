@@ -18,7 +18,8 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from dit_jax.files import read_json
+from dit_jax.files import is_number, read_json
+from dit_jax.metrics.history import check_figure_name
 
 PACKAGES = ("dit_jax", "jax", "jaxlib", "flax", "numpy", "scipy", "pillow")  # that a figure passes through
 UINT8_RULE = "127.5 x + 128, clipped to [0, 255], truncated"  # of `metrics.picture.to_uint8`
@@ -93,7 +94,38 @@ def read_card(path: str | os.PathLike) -> dict[str, Any]:
         raise ValueError(f"{path} is not a result of `dit-jax evaluate` ({error})") from error
     if not isinstance(card, dict) or not all(isinstance(card.get(key), dict) for key in ("values", "protocol")):
         raise ValueError(f"{path} is not a result of `dit-jax evaluate`: it has no values with their protocol")
+    card = {"notes": [], "left_out": {}, "subject": {}} | card
+    try:
+        _check_card(card)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a result of `dit-jax evaluate`: {error}; measure again") from error
     return card
+
+
+def _check_card(card: dict[str, Any]) -> None:
+    """Raises ValueError where a card's parts are not what `make_card` writes, as far as anything here reads them."""
+    protocol, values = card["protocol"], card["values"]
+    features, samples = (part if isinstance(part, dict) else {} for part in map(protocol.get, ("features", "samples")))
+    texts = [features.get("name"), features.get("distance")]
+    for name, value in values.items():
+        check_figure_name(name)
+        _require(is_number(value), f"{name} must be a number")
+    _require(bool(values), "it has no figure")
+    _require(all(isinstance(text, str) for text in texts), "protocol.features must have a name and a distance")
+    count = samples.get("num_samples")
+    _require(type(count) is int and 0 < count < 2**53, "protocol.samples.num_samples must be their number")
+    notes, left_out, subject = (card[key] for key in ("notes", "left_out", "subject"))
+    _require(isinstance(notes, list) and all(isinstance(note, str) for note in notes), "notes must be texts")
+    _require(isinstance(left_out, dict), "left_out must be metrics with their reasons")
+    _require(
+        all(isinstance(reason, str) for reason in left_out.values()), "left_out must be metrics with their reasons"
+    )
+    _require(isinstance(subject, dict), "subject must be what was measured")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
 
 
 def differences(one: dict[str, Any], other: dict[str, Any], varied: Sequence[str] = ()) -> list[str]:

@@ -115,7 +115,7 @@ def write_report(
     output = pathlib.Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     unfinished = output.with_name(output.name + ".tmp")
-    unfinished.write_text(_page(runs, figures, grid), encoding="utf-8")
+    unfinished.write_text(_page(runs, figures, grid), encoding="utf-8", errors="replace")  # halves of a UTF-16 pair
     unfinished.replace(output)
     if charts_dir is not None:
         write_charts(runs, pathlib.Path(charts_dir))
@@ -145,6 +145,8 @@ def read_run(workdir: pathlib.Path, name: str) -> Run:
     config = read_json(config_file)
     if not isinstance(config, dict):
         raise ValueError(f"{config_file} must hold a run's config, not a {type(config).__name__}; restore it")
+    if not isinstance(config.get("stage"), str) or type(config.get("seed", 0)) is not int:
+        raise ValueError(f"{config_file} must hold a run's config, with its stage and a whole seed; restore it")
     rows = history.read_metrics(workdir)
     if not rows:
         raise ValueError(f"{workdir} has no metrics yet; train until the first log (config.training.log_every_steps)")

@@ -6,6 +6,7 @@ what it would measure now.
 
 import itertools
 import json
+import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -79,7 +80,7 @@ def table_rows(points: Sequence[Point], cards: Sequence[dict[str, Any]]) -> list
     return [
         heading,
         *(
-            [*map(str, point.values()), *(f"{card['values'][name]:.4g}" for name in figures)]
+            [*map(str, point.values()), *(f"{card['values'].get(name, math.nan):.4g}" for name in figures)]
             for point, card in zip(points, cards, strict=True)
         ),
     ]
@@ -95,7 +96,8 @@ def write_charts(points: Sequence[Point], cards: Sequence[dict[str, Any]], folde
         lines: dict[str, list[tuple[float, float]]] = {}
         for point, card in zip(points, cards, strict=True):
             others = " ".join(f"{name} {value}" for name, value in point.items() if name != axis)
-            lines.setdefault(others or figure, []).append((float(point[axis]), card["values"][figure]))
+            value = card["values"].get(figure, math.nan)
+            lines.setdefault(others or figure, []).append((float(point[axis]), value))
         chart = line_chart({name: sorted(line) for name, line in lines.items()}, label)
         path = folder / f"{file_name(figure)}_by_{axis}.svg"
         title = figure_label(figure, cards[0])

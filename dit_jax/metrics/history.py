@@ -8,13 +8,15 @@ training up to this line, over all its starts. Every other key is a metric.
 import json
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from dit_jax.files import parse_json
+from dit_jax.files import is_number, parse_json
 
 SPLITS = ("train", "eval")
 NOT_METRICS = ("step", "split", "seconds")
+MAX_STEP, MAX_SECONDS = 2**53, 1e12  # far beyond any run's
 
 
 def metrics_path(workdir: str | os.PathLike[str]) -> pathlib.Path:
@@ -45,10 +47,20 @@ def _checked(row: Any) -> dict[str, Any]:
     """Returns a line's value, or raises ValueError where it is not what `append_metrics` writes."""
     if not isinstance(row, dict) or row.get("split") not in SPLITS or type(row.get("step")) is not int:
         raise ValueError("it must be an object with a step and a split")
-    wrong = [name for name, value in row.items() if name != "split" and type(value) not in (int, float)]
+    wrong = [name for name, value in row.items() if name != "split" and not is_number(value)]
     if wrong or "seconds" not in row:
-        raise ValueError(f"{wrong[0] if wrong else 'seconds'} must be a number")
+        raise ValueError(f"{wrong[0][:100] if wrong else 'seconds'} must be a number")
+    if not 0 <= row["step"] <= MAX_STEP or not 0 <= row["seconds"] < MAX_SECONDS:
+        raise ValueError(f"its step, {row['step']:.4g}, or its seconds, {row['seconds']:.4g}, cannot be a run's")
+    for name in row:
+        check_figure_name(name)
     return row
+
+
+def check_figure_name(name: str) -> None:
+    """Raises ValueError where a figure in a file has a name that none has here: files are named after figures."""
+    if not re.fullmatch(r"\w[\w.+-]{0,99}", name):
+        raise ValueError(f"{name[:100]!r} is not a figure's name: letters, digits and _ alone")
 
 
 def append_metrics(

@@ -19,7 +19,7 @@ from dit_jax.evaluation.loaded import load
 from dit_jax.metrics.picture import to_uint8
 from dit_jax.models.build import init_params
 from tests.cli.test_main import fail
-from tests.tiny import dit_config
+from tests.tiny import autoencoder_config, dit_config
 
 SPATIAL = {
     "plain": None,
@@ -171,6 +171,9 @@ def test_interpolation_ends_in_the_images_of_both_conditions(root, name, tmp_pat
         ("plain", ["--image={root}/image.png"], "needs sampling strength below 1, or a mask"),
         ("plain", ["--image={root}/image.png", "--mask={root}/small.png"], "is 4 x 4, but the image is 8 x 8"),
         ("plain", ["--image={root}/none.png", "--strength=0.5"], "cannot read image"),
+        ("plain", ["--image={root}/small.png", "--strength=0.5"], "must be of the model's 8 x 8 pixels, not 4 x 4"),
+        ("plain", ["--image={root}/small.png", "--mask={root}/small.png"], "must be of the model's 8 x 8 pixels"),
+        ("plain", ["--sampler=dpm"], "did you mean dpm_solver"),
         ("plain", ["--strength=0.5"], "needs an image to start from"),
         ("plain", ["--strength=1.5"], "strength=1.5 must be above 0"),
         ("plain", ["--map={root}/map.png"], "of use to a model of semantic synthesis alone"),
@@ -244,3 +247,82 @@ def test_unconditional_model_needs_no_labels(root):
     params = {name: value for name, value in model.params.items() if name != "y_embedder"}
     unconditional = dataclasses.replace(model, config=config, params=params)
     assert unconditional.sample(num_images=3).shape == (3, 8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda model: model.denoise(np.zeros((2, 8, 8, 3)), [1, 2], [0, 1]), r"x_t must be \[B, 8, 8, 1\]"),
+        (lambda model: model.denoise(np.zeros((2, 8, 8, 1), np.uint8), [1, 2], [0, 1]), "x_t must be floats"),
+        (
+            lambda model: model.denoise(np.zeros((2, 8, 8, 1)), [1, 1000], [0, 1]),
+            "t must be 2 timesteps.* from 0 to 999",
+        ),
+        (lambda model: model.denoise(np.zeros((2, 8, 8, 1)), [1], [0, 1]), "t must be 2 timesteps"),
+        (lambda model: model.denoise(np.zeros((2, 8, 8, 1)), [0.5, 1], [0, 1]), "t must be whole numbers"),
+        (lambda model: model.denoise(np.zeros((2, 8, 8, 1)), [1, 2], [0, 4]), "labels must be from 0 to 2"),
+        (lambda model: model.denoise(np.zeros((2, 8, 8, 1)), [1, 2], [0]), "as many images as x_t, 2, not 1"),
+        (lambda model: model.sample([0.5]), "labels must be whole numbers"),
+        (lambda model: model.sample(1), "labels must be whole numbers"),
+        (lambda model: model.sample([0], num_images=0), "num_images=0 must be positive"),
+        (
+            lambda model: model.sample([0], image=np.zeros((9, 9, 1), np.uint8), strength=0.5),
+            "uint8 of the model's 8 x 8",
+        ),
+        (
+            lambda model: model.sample([0], image=np.zeros((8, 8, 1), np.uint8), mask=np.full((8, 8), 0.5)),
+            "threshold it",
+        ),
+        (lambda model: model.encode(np.zeros((1, 8, 8, 1))), "has no autoencoder"),
+    ],
+)
+def test_wrong_arrays_are_one_line_each_in_python(root, call, message):
+    with pytest.raises(ValueError, match=message) as error:
+        call(load(root / "plain"))
+    assert "\n" not in str(error.value)
+
+
+def test_an_autoencoder_names_the_images_and_latents_that_it_takes(tmp_path):
+    config = autoencoder_config(tmp_path)
+    write_config(tmp_path, config)
+    with Checkpoints(tmp_path, max_to_keep=1) as checkpoints:
+        checkpoints.save(0, {"params": init_params(config, jax.random.key(0))}, config)
+    model = load(tmp_path)
+    assert model.encode(np.zeros((1, 6, 8, 1))).shape == (1, 3, 4, 2)
+    for call, message in (
+        (
+            lambda: model.encode(np.zeros((1, 8, 8, 3))),
+            r"images must be \[B, H, W, 1\] in \[-1, 1\].*, not \[1, 8, 8, 3\]",
+        ),
+        (lambda: model.encode(np.zeros((8, 8, 1))), r"images must be \[B, H, W, 1\]"),
+        (lambda: model.encode(np.zeros((1, 8, 8, 1), np.uint8)), "images must be floats in .*, not uint8"),
+        (lambda: model.encode(np.zeros((1, 7, 8, 1))), "sides that 2, the autoencoder's downsampling, divides"),
+        (lambda: model.encode(np.zeros((1, 8, 8, 1)), tile=3), "tile=3 must be 8"),
+        (lambda: model.decode(np.zeros((1, 4, 4, 3))), r"latents must be \[B, H, W, 2\]"),
+        (lambda: model.decode(np.zeros((1, 4, 4, 2), int)), "latents must be floats"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_a_map_of_another_size_is_cut_as_in_training_and_that_is_told(root, tmp_path, capsys):
+    Image.fromarray(np.kron(pixels(root, "map.png"), np.ones((2, 2), np.uint8))).save(tmp_path / "large.png")
+    images = draw(root, "semantic", tmp_path / "large", f"--map={tmp_path / 'large.png'}")
+    assert "is 16 x 16 pixels: cut to the model's 8 x 8" in capsys.readouterr().out
+    np.testing.assert_array_equal(images, draw(root, "semantic", tmp_path / "own", f"--map={root / 'map.png'}"))
+
+
+def test_a_short_runs_average_is_told_when_it_is_loaded(root, tmp_path, capsys):
+    config = dataclasses.replace(load(root / "plain").config)
+    config = dataclasses.replace(config, training=dataclasses.replace(config.training, ema_decay=0.9999))
+    params = init_params(config, jax.random.key(0))
+    for step, items in ((400, {"params": params, "ema_params": params}), (401, {"params": params})):
+        with Checkpoints(tmp_path, max_to_keep=3) as checkpoints:
+            checkpoints.save(step, items, config)
+    capsys.readouterr()
+    model = load(tmp_path, 400)
+    (note,) = model.notes
+    assert "still 96% the weights from before the first step" in note and note in capsys.readouterr().err
+    assert load(tmp_path, 401).notes == ()  # weights as they were converted, or copied
+    main(["info", f"--workdir={tmp_path}"])
+    assert "still" not in capsys.readouterr().out

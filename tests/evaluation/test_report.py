@@ -1,6 +1,7 @@
 import argparse
 import json
 import re
+import shutil
 import xml.etree.ElementTree
 
 import numpy as np
@@ -8,8 +9,9 @@ import PIL.Image
 import pytest
 
 from dit_jax.cli import report as cli
+from dit_jax.cli.evaluate import compare
 from dit_jax.evaluation.chart import _ticks, line_chart, standalone
-from dit_jax.evaluation.report import write_report
+from dit_jax.evaluation.report import figure_lines, write_report
 from dit_jax.metrics import history
 
 
@@ -148,3 +150,60 @@ def test_names_of_a_charts_lines_stand_within_it_and_apart(count):
     header = int(re.search(r"translate\(0 (\d+)\)", svg)[1])
     assert len(set(marks)) == count and all(0 <= x < width - 80 and y < header for x, y in marks)
     assert height - header == int(re.search(r'viewBox="0 0 \d+ (\d+)"', chart)[1])
+
+
+CARD = {
+    "values": {"fd": 3.5, "recognised": 0.5},
+    "notes": ["a note"],
+    "left_out": {"kid": "it needs images"},
+    "subject": {"gflops": 1.5, "training_gflops": 9.0, "parameters": 7, "step": 30},
+    "protocol": {"features": {"name": "a", "distance": "FD-a"}, "samples": {"num_samples": 500}},
+}
+ODD = (10**400, float("inf"), float("nan"), -1, 0, 1e308, -1e-320, 2**60, None, True, [1], {}, "\ud800", "a/../b", "")
+
+
+def places(value, path=()):
+    """Yields the path of every value within JSON values."""
+    yield path
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield from places(value[key], (*path, key))
+
+
+def odd_copies(value):
+    """Yields copies of JSON values, each with one odd value, one missing or one key of an odd name."""
+    for path in list(places(value)):
+        for odd in (*ODD, KeyError, "key"):
+            copy = json.loads(json.dumps({"": value}))
+            parent, key = copy, ""
+            for step in path:
+                parent, key = parent[key], step
+            if odd is KeyError:
+                del parent[key]
+            elif odd == "key" and isinstance(parent, dict) and path:
+                parent["../x\ud800"] = parent.pop(key)
+            else:
+                parent[key] = odd
+            yield copy.get("")
+
+
+@pytest.mark.parametrize("file", ["config.json", "evaluation/evaluation.json", "metrics/metrics.jsonl"])
+def test_odd_values_in_a_workdir_are_told_in_one_line_or_shown(tmp_path, file, monkeypatch):
+    monkeypatch.setattr("dit_jax.evaluation.report._versions", lambda: [])
+    workdirs = [make_workdir(tmp_path / "a"), make_workdir(tmp_path / "b")]
+    for workdir in workdirs:
+        shutil.rmtree(workdir / "samples")
+        (workdir / "evaluation").mkdir()
+        (workdir / "evaluation" / "evaluation.json").write_text(json.dumps(CARD))
+    path, told = workdirs[0] / file, 0
+    values = json.loads(path.read_text().splitlines()[-1] if file.endswith("l") else path.read_text())
+    for odd in odd_copies(values):
+        path.write_text(json.dumps(odd) + "\n")
+        try:
+            figures = write_report(workdirs, None, tmp_path / "out" / "report.html", tmp_path / "out" / "charts")
+            assert all(len(line) == 3 for line in figure_lines(figures))
+            compare(workdirs[0] / "evaluation/evaluation.json", workdirs[1] / "evaluation/evaluation.json", [], True)
+        except ValueError as error:
+            assert str(tmp_path) in str(error) or "result of a" in str(error) or "results of a" in str(error), error
+            told += 1
+    assert told > 20
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "out"}

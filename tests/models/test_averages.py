@@ -1,5 +1,7 @@
 """Averages of the weights: their profiles, and a length reconstructed after training."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ from dit_jax.config import TrainingConfig
 from dit_jax.models.averages import (
     average_decays,
     exponent_of_length,
+    initial_share,
+    initial_share_note,
     length_name,
     reconstruction_weights,
     update_averages,
@@ -64,3 +68,16 @@ def test_reconstructed_average_is_the_one_tracked_directly(length):
     direct = np.asarray(averages[length_name(length)]["w"])
     assert np.linalg.norm(made - direct) < 0.02 * np.linalg.norm(walk[-1] - direct)
     assert abs(weights.sum() - 1) < 0.01
+
+
+def test_an_average_tells_how_much_of_the_initial_weights_it_holds():
+    training = TrainingConfig(num_train_steps=400, extra_ema_decays=(0.99, 0.9), ema_lengths=(0.05,))
+    assert initial_share(training, 400) == pytest.approx(0.9999**400)
+    note = initial_share_note(training, 400)
+    assert "config.training.ema_decay=0.9999" in note and "still 96% the weights from before the first step" in note
+    assert initial_share_note(training, 40_000) is None
+    assert "decay_0.99" in initial_share_note(training, 300, "decay_0.99")
+    assert initial_share_note(training, 400, "decay_0.9") is None
+    assert initial_share_note(training, 1, "length_0.05") is None  # begins with the first update
+    assert initial_share_note(dataclasses.replace(training, ema_decay=None), 1) is None
+    assert initial_share_note(dataclasses.replace(training, init_from="trained"), 1) is None  # and is no fault there
