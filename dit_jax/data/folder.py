@@ -34,7 +34,7 @@ IMAGE_SUFFIXES = (
     *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpf", ".jpx", *([".avif"] if "AVIF" in IMAGE_FORMATS else [])),
 )
 SUFFIXES_SHOWN = ".png, .jpg, .webp, .gif, .tif and others that Pillow reads"
-JUNK_NAMES = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "Thumbs.db", "desktop.ini"}  # hidden where they were written
+JUNK_NAMES = {"__macosx", "@eadir", "$recycle.bin", "thumbs.db", "desktop.ini"}  # hidden where they were written
 METADATA_NAME = "metadata.jsonl"  # further fields of an image folder's images, as Hugging Face's imagefolder has them
 MAX_LINE_LENGTH = 2**20  # characters of that file: an image's captions are hundreds
 EVAL_EVERY = 10  # an image folder without a folder for each split holds out every tenth image of a class
@@ -72,7 +72,7 @@ def list_images(folder: str | os.PathLike) -> Listing:
     """
     root = pathlib.Path(folder)
     paths, left_out = [], collections.Counter()
-    seen = {_place(path) for path in (*root.absolute().parents, *root.resolve().parents) if path.is_dir()}
+    seen = {_place(path) for path in (*root.absolute().parents, *root.resolve().parents) if os.path.isdir(path)}
     own, linked = [root], collections.deque()  # folders to list: those that a link leads to come last
     while own or linked:
         current = own.pop() if own else linked.popleft()
@@ -96,7 +96,7 @@ def list_images(folder: str | os.PathLike) -> Listing:
             elif kind != "file":
                 left_out[kind] += 1
             elif entry.name != METADATA_NAME:
-                left_out[path.suffix.lower()[:20] or "without a suffix"] += 1
+                left_out[_suffix(path)] += 1
     return Listing(sorted(paths), left_out)
 
 
@@ -123,7 +123,7 @@ def _kind(entry: os.DirEntry) -> str:
 
 def is_hidden(name: str) -> bool:
     """Returns whether a file or folder of this name is hidden, or what a system leaves beside people's files."""
-    return name.startswith(".") or name in JUNK_NAMES
+    return name.startswith(".") or name.lower() in JUNK_NAMES
 
 
 def is_folder(name: str) -> bool:
@@ -205,7 +205,7 @@ def list_split(data: DataConfig, split: str) -> FolderSplit:
     Raises:
       ValueError: where a class has no image, or the split has none.
     """
-    files, left_out = [], collections.Counter()
+    files, left_out = [], _left_out_beside(data, split)
     for label, folder in enumerate(class_folders(data, split).values()):
         if reads_as_stored(data):
             paths = sorted(x for x in folder.iterdir() if x.suffix.lower() in PLAIN_SUFFIXES and x.is_file())
@@ -235,6 +235,23 @@ def list_split(data: DataConfig, split: str) -> FolderSplit:
             )
         )
     return FolderSplit(files, left_out)
+
+
+def _left_out_beside(data: DataConfig, split: str) -> collections.Counter[str]:
+    """Returns what stands beside the class folders of a split, and is of no class."""
+    if reads_as_stored(data):
+        return collections.Counter()
+    with os.scandir(split_root(data, split)) as entries:
+        kinds = {entry.name: _kind(entry) for entry in entries if entry.name != METADATA_NAME}
+    return collections.Counter(
+        f"{_suffix(pathlib.Path(name))} outside of the class folders" if kind == "file" else kind
+        for name, kind in kinds.items()
+        if kind != "folder"
+    )
+
+
+def _suffix(path: pathlib.Path) -> str:
+    return path.suffix.lower()[:20] or "without a suffix"
 
 
 def _has_split_folders(data: DataConfig) -> bool:

@@ -139,6 +139,14 @@ def test_images_deeper_in_a_class_are_of_it(make_folder):
     assert len(sources.open_source(data, "train")) == 22
 
 
+def test_what_is_beside_the_classes_is_of_none_and_told(make_folder):
+    root = make_folder({"a": 10, "b": 10, "__MACOSX": 3, ".ipynb_checkpoints": 1})
+    save(root / "x.png")
+    (root / "metadata.jsonl").write_text("")
+    left_out = "; left out: 2 hidden, 1 .png outside of the class folders"
+    assert sources.prepare(folder_config(root)) == f"18 + 2 images of 2 classes in {root}{left_out}"
+
+
 def test_flat_folders_are_in_the_order_of_names(make_folder):
     root = make_folder({"a": 1})
     names = ["10.png", "2.png", "B.png", "a.png"]
@@ -216,6 +224,14 @@ def test_maps_and_masks_are_turned_as_their_image_is(tmp_path):
     np.testing.assert_array_equal(read_classes(path), np.rot90(grey, -1))
     np.testing.assert_array_equal(read_mask(path), np.rot90(grey, -1) >= 128)
     np.testing.assert_array_equal(read_classes(path, as_stored=True), grey)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_grey_of_16_bits_is_turned_too(tmp_path, orientation):
+    exif, levels = Image.Exif(), RNG.integers(0, 256, (6, 8)).astype(np.uint16)
+    exif[0x0112] = orientation
+    paths = [save(tmp_path / f"{x.dtype}.png", x, exif=exif) for x in (257 * levels, levels.astype(np.uint8))]
+    np.testing.assert_array_equal(*map(read_image, paths))
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
