@@ -5,6 +5,7 @@ record that decides results holds a sum of its own content (`sealed`), so that a
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -12,13 +13,31 @@ import os
 import pathlib
 import re
 import secrets
+import socket
+import sys
+import time
 import unicodedata
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
+
+Value = TypeVar("Value")
 
 MAX_DEPTH = 64  # a config has five
 MAX_BYTES = 2**24  # parsed, JSON takes thirty times its size at the worst; the largest here, a cache's, has some 10 KB
 SUM_KEY = "sha256_of_this"  # of a sealed record
+RETRY_SECONDS = (0.1, 1.0, 5.0)  # before each further try where a disk fails for a moment
+FOR_A_MOMENT = (
+    errno.EIO,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.EAGAIN,
+    errno.ECONNRESET,
+    errno.ENOTCONN,
+    errno.EHOSTDOWN,
+)
+# What this process lacks, so that it says nothing of the file: memory, descriptors, rights.
+OUT_OF = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what a disk without locks answers
 
 
 def user_path(path: str) -> str:
@@ -44,11 +63,12 @@ def read_json(path: str | os.PathLike, remedy: str = "restore it") -> Any:
       FileNotFoundError: where it is not there; ValueError: where it is too large, or not JSON.
     """
     path = pathlib.Path(path)
-    size = path.stat().st_size
+    size = patiently(path.stat).st_size
     if size > MAX_BYTES or not path.is_file():
         raise ValueError(f"{path} must be a file of at most {MAX_BYTES:,} bytes, but has {size:,}; {remedy}")
+    content = patiently(path.read_bytes)
     try:
-        return parse_json(path.read_bytes())
+        return parse_json(content)
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); {remedy}") from error
 
@@ -114,8 +134,57 @@ def check_seal(record: Any) -> dict[str, Any]:
 
 def sha256_of(path: str | os.PathLike) -> str:
     """Returns the SHA-256 of a file's content, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def read() -> str:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    return patiently(read)
+
+
+def print_warning(message: str) -> None:
+    """Prints a message on standard error, if there is one."""
+    with contextlib.suppress(OSError):
+        print(message, file=sys.stderr, flush=True)
+
+
+def patiently(read: Callable[[], Value], tell: Callable[[str], None] = print_warning) -> Value:
+    """Returns what `read` does; where the disk fails for a moment, it is told in a line and tried again."""
+    for seconds in RETRY_SECONDS:
+        try:
+            return read()
+        except Exception as error:  # libraries in C++ have types of their own
+            if not is_of_a_moment(error):
+                raise
+            tell(f"warning: a read failed and is tried again: {' '.join(str(error).split())[:300]}")
+        time.sleep(seconds)
+    return read()
+
+
+def is_of_a_moment(error: BaseException) -> bool:
+    """Returns whether an error, or one that led to it, is of a disk that may answer when it is asked again."""
+    return _is_one_of(error, FOR_A_MOMENT)
+
+
+def is_of_this_process(error: BaseException) -> bool:
+    """Returns whether an error is of what this process lacks: memory, descriptors, rights. The file may be good."""
+    chain = list(_chain(error))
+    no_memory = any(isinstance(each, MemoryError) or "RESOURCE_EXHAUSTED" in str(each) for each in chain)
+    return no_memory or _is_one_of(error, OUT_OF)
+
+
+def _is_one_of(error: BaseException, numbers: tuple[int, ...]) -> bool:
+    texts = [os.strerror(number) for number in numbers]
+    return any(
+        each.errno in numbers if isinstance(each, OSError) and each.errno else any(text in str(each) for text in texts)
+        for each in _chain(error)
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def file_name(text: str) -> str:
@@ -154,6 +223,14 @@ def write_text_whole(path: str | os.PathLike, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def flush_tree(folder: str | os.PathLike) -> None:
+    """Returns when all files and folders below a folder, and it itself, are on the disk."""
+    for root, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            flush(os.path.join(root, name))
+        flush(root)
+
+
 def flush(path: str | os.PathLike) -> None:
     """Returns when a file's content, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -170,7 +247,7 @@ def file_lock(path: pathlib.Path, wait: bool = True, on_wait: Callable[[], None]
     It is let go afterwards, or when the process ends in any way.
 
     Args:
-      path: the lock's file, empty; made with its folder if it is not there.
+      path: the lock's file, which is neither read nor written; made with its folder if it is not there.
       wait: until the holder lets go or is killed; otherwise yields False at once where another process holds it.
       on_wait: called before waiting.
 
@@ -178,7 +255,7 @@ def file_lock(path: pathlib.Path, wait: bool = True, on_wait: Callable[[], None]
       OSError: where the file cannot be made, or its disk has no locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -189,6 +266,46 @@ def file_lock(path: pathlib.Path, wait: bool = True, on_wait: Callable[[], None]
                 on_wait()
             fcntl.flock(file, fcntl.LOCK_EX)
         yield True
+
+
+@contextlib.contextmanager
+def only_one(path: pathlib.Path, what: str) -> Iterator[None]:
+    """Lets one process at a time do something, on one machine or on a shared disk.
+
+    The lock ends with the process, however it ends: nothing has to be removed. Its file says who holds it. A disk
+    without locks (some mounted buckets) costs a line: there a second process is not noticed.
+
+    Args:
+      path: the lock's file; what: is done, such as "DIR is being trained".
+
+    Raises:
+      ValueError: where another process holds it; it names the other's host, number and start.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            held = stack.enter_context(file_lock(path, wait=False))
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            print_warning(f"warning: {path} cannot be locked ({error.strerror}): a second start is not noticed")
+            yield
+            return
+        if not held:
+            raise ValueError(f"{what}: {_holder(path)}; wait for its end or stop it, or choose another folder")
+        start = time.strftime("%Y-%m-%d %H:%M:%S")
+        record = {"host": socket.gethostname(), "process": os.getpid(), "since": start}
+        with contextlib.suppress(OSError):  # on a full disk the lock holds, but does not say whose it is
+            path.write_text(json.dumps(record) + "\n", encoding="utf-8")  # the same file: it is locked, not its name
+        yield
+
+
+def _holder(path: pathlib.Path) -> str:
+    for _ in range(10):  # it may hold the lock, and not have written yet
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            record = read_json(path)
+            return f"process {record['process']} on {record['host']} since {record['since']}"
+        time.sleep(0.1)
+    return "another process"
 
 
 def _children(value: dict | list) -> Any:

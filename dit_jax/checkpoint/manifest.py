@@ -87,7 +87,12 @@ def read_json(path: pathlib.Path, name: str) -> dict:
 
 def list_files(folder: pathlib.Path) -> list[str]:
     """Returns the files of a checkpoint but its manifest, sorted."""
-    paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir())
+
+    def fail(error: OSError) -> None:  # what cannot be listed is not missing
+        raise error
+
+    walk = os.walk(folder, onerror=fail)
+    paths = ((pathlib.Path(root) / name).relative_to(folder).as_posix() for root, _, names in walk for name in names)
     return sorted(path for path in paths if path != f"{MANIFEST}/{FILE}")
 
 

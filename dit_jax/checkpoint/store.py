@@ -6,6 +6,7 @@ of Orbax's CheckpointManager, which can read it. The manager itself is not used:
 its barriers keep the others waiting, and it deletes old checkpoints without a look at the new one.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -38,11 +39,14 @@ from dit_jax.checkpoint.manifest import (
 )
 from dit_jax.checkpoint.rotation import steps_to_keep
 from dit_jax.config import Config, config_from_dict, config_to_dict
+from dit_jax.files import flush, is_of_a_moment, is_of_this_process, patiently
 
 CHECKPOINTS, SNAPSHOTS = "checkpoints", "snapshots"  # folders of a workdir; snapshots: see `models.averages`
 UNFINISHED = ".orbax-checkpoint-tmp"  # ends the name of what is being written or deleted, also for Orbax
 COMMITTED = "commit_success.txt"  # what Orbax looks for where the checkpoint was copied to a bucket
 LATE_SECONDS = 60  # that a network's file system may take to show one host what another has written
+# What an error of reading says: this process lacks something; the disk does not answer; what is there is damaged.
+KINDS = OF_PROCESS, OF_DISK, DAMAGED = "of this process", "of the disk", "damaged"
 MAX_ERROR = 300  # characters; TensorStore tells more than anyone reads
 
 Value = TypeVar("Value")
@@ -86,6 +90,7 @@ class Checkpoints:
         self._failure: str | None = None  # of the last save
         self._saved_before = False
         self._damaged: set[int] = set()
+        self._unreadable: set[int] = set()  # the disk did not answer: they may be intact, and are left alone
         self._verified: int | None = None  # the last step that was restored and found intact
 
     def __enter__(self) -> "Checkpoints":
@@ -134,15 +139,14 @@ class Checkpoints:
     def save(self, step: int, items: dict[str, Any], config: Config, metrics: dict[str, float] | None = None) -> None:
         """Starts writing the trees of arrays in `items`; returns once they are copied from the device.
 
+        metrics: held-out figures of the step; None: there are none, or `add_metrics` will tell them.
+
         A checkpoint of this step that is there is replaced. Where the storage fails, this is logged, nothing is left of
         what was written, and the next save tries anew; `wait` raises if the last save failed.
         """
         self.settle()
         self._failure = None
-        if self._keep_best and metrics and self._keep_best[0] not in metrics:
-            self.log(
-                f"warning: none is kept as the best {self._keep_best[0]}: of held-out figures there are {[*metrics]}"
-            )
+        self._check_best(metrics)
         fetch_contents = start_contents(items)
         unfinished = self._path / f"{step}{UNFINISHED}"
         error = attempt(self._make_folders, unfinished, items) if is_first() else ""
@@ -161,6 +165,44 @@ class Checkpoints:
         arguments = step, unfinished, sorted(items), config_to_dict(config), metrics, fetch_contents, writes, error
         self._thread = threading.Thread(target=self._finish, args=arguments, name=f"save_{self._path.name}")
         self._thread.start()
+
+    def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        """Starts to add held-out figures to the checkpoint of a step, once its save is complete.
+
+        Where that fails it is logged: the checkpoint is what it was.
+        """
+        self._check_best(metrics)
+        if is_first():
+            arguments = step, {name: float(value) for name, value in metrics.items()}, self._thread
+            self._thread = threading.Thread(target=self._add_metrics, args=arguments, name=f"metrics_{self._path.name}")
+            self._thread.start()
+
+    def _check_best(self, metrics: dict[str, float] | None) -> None:
+        if self._keep_best and metrics and self._keep_best[0] not in metrics:
+            self.log(
+                f"warning: none is kept as the best {self._keep_best[0]}: of held-out figures there are {[*metrics]}"
+            )
+
+    def _add_metrics(self, step: int, metrics: dict[str, float], save: threading.Thread | None) -> None:
+        if save:
+            save.join()
+        if self._failure or step not in self.all_steps():
+            return
+
+        def add() -> None:
+            folder, aside = self._path / str(step), self._path / f"{step}.{MANIFEST}{UNFINISHED}"
+            manifest = read_manifest(folder)
+            if manifest is None:
+                return
+            (aside / MANIFEST).mkdir(parents=True)
+            dataclasses.replace(manifest, metrics=metrics).write(aside)
+            os.rename(aside / MANIFEST / FILE, folder / MANIFEST / FILE)
+            flush(folder / MANIFEST)
+            shutil.rmtree(aside)
+            self._delete_old()
+
+        if error := attempt(add):
+            self.log(f"warning: the held-out figures of step {step} could not be added to {self._path}: {error}")
 
     def wait(self) -> None:
         """Returns when the last save is complete and verified, and what it replaces deleted.
@@ -200,6 +242,7 @@ class Checkpoints:
     def _make_folders(self, unfinished: pathlib.Path, items: dict[str, Any]) -> None:
         if not self._saved_before:
             self._path.mkdir(parents=True, exist_ok=True)
+            flush(self._path.parent)
             self._saved_before = True  # from now on, a folder that is not there has vanished: none is made in its place
         for left in self._path.glob(f"*{UNFINISHED}"):  # by a process that was killed, or a save that failed
             shutil.rmtree(left)
@@ -237,10 +280,12 @@ class Checkpoints:
                 self._fail(step, error)
                 return
             self._damaged.discard(step)
+            self._unreadable.discard(step)
             _wait_until_seen(self._path / str(step))
-            error = first_error(self._channel, attempt(self.verify, step, share_of_processes()))
+            error, kind = self._read_together(self._channel, lambda: self._verify(step, share_of_processes()))
             if error:
-                self._damaged.add(step)
+                if kind == DAMAGED:
+                    self._damaged.add(step)
                 self._failure = f"what was saved of step {step} cannot be read back: {error}; older checkpoints stay"
                 self.log(f"error: {self._failure}")
             elif is_first() and (error := attempt(self._delete_old)):
@@ -259,17 +304,25 @@ class Checkpoints:
             (folder / COMMITTED).write_text("")
         files = files | _sum_files(unfinished, lambda name: name not in files)
         Manifest(step, metrics, contents, files).write(unfinished)
+        for folder, _, _ in os.walk(unfinished, topdown=False):  # all files are on the disk; their names, too
+            flush(folder)
         final = self._path / str(step)
-        if final.exists():
-            self._remove(final)
+        replaced = self._aside(final) if final.exists() else None
         os.rename(unfinished, final)
+        flush(self._path)  # before anything older is deleted
+        if replaced:
+            shutil.rmtree(replaced)
 
     def _remove(self, folder: pathlib.Path) -> None:
         """Deletes a checkpoint; killed meanwhile, it leaves none that looks complete."""
+        shutil.rmtree(self._aside(folder))
+
+    def _aside(self, folder: pathlib.Path) -> pathlib.Path:
+        """Renames a checkpoint to what is no complete one; returns its path."""
         aside = folder.with_name(f"{folder.name}.old{UNFINISHED}")
         shutil.rmtree(aside, ignore_errors=True)
         os.rename(folder, aside)
-        shutil.rmtree(aside)
+        return aside
 
     def _delete_old(self) -> None:
         """Deletes what need not be kept; to be called when the newest is verified."""
@@ -278,12 +331,14 @@ class Checkpoints:
         metrics = {}
         for step in self.all_steps() if self._keep_best else ():
             try:
-                metrics[step] = self.metrics(step)
-            except DamagedCheckpoint:
+                metrics[step] = patiently(lambda step=step: self.metrics(step), self.log)
+            except DamagedCheckpoint as error:
+                if what_of(error) != DAMAGED:  # nothing is deleted as long as one is not known
+                    raise
                 self._damaged.add(step)
         good = [step for step in self.all_steps() if step not in self._damaged]
         keep = steps_to_keep(good, self._max_to_keep, self._keep_every, self._keep_best, metrics)
-        for step in set(self.all_steps()) - keep:
+        for step in set(self.all_steps()) - keep - self._unreadable:
             self._remove(self._path / str(step))
 
     # Restoring.
@@ -316,7 +371,8 @@ class Checkpoints:
         """
         self.settle()
         damaged = []
-        for step in reversed(json.loads(agree("restore", json.dumps(self.all_steps()))[0])):
+        steps = patiently(self.all_steps, self.log)
+        for step in reversed(json.loads(agree("restore", json.dumps(steps))[0])):
             if before is not None and step >= before:
                 continue
             try:
@@ -383,7 +439,16 @@ class Checkpoints:
 
         Raises:
           DamagedCheckpoint: where something differs.
+          ValueError: where this process lacked memory, descriptors or rights.
         """
+        try:
+            return patiently(lambda: self._verify(step, share), self.log)
+        except Exception as error:
+            if is_of_this_process(error):
+                raise ValueError(_unknown(self._path / str(step), describe(error))) from error
+            raise
+
+    def _verify(self, step: int, share: tuple[int, int]) -> Manifest | None:
         folder = self._path / str(step)
         manifest = read_manifest(folder)
         if manifest is None:
@@ -408,16 +473,51 @@ class Checkpoints:
         return manifest
 
     def _together(self, read: Callable[[], Value], step: int) -> Value:
-        """Returns what `read` does; raises DamagedCheckpoint on all processes where it failed on one."""
+        """Returns what `read` does; raises on all processes where it failed on one.
+
+        Raises:
+          DamagedCheckpoint: where it cannot be read.
+          ValueError: where a process lacked memory, descriptors or rights: that says nothing of the checkpoint.
+        """
         results: list[Value] = []
-        error = first_error("restore", attempt(lambda: results.append(read())))
+        error, kind = self._read_together("restore", lambda: results.append(read()))
+        if kind == OF_PROCESS:
+            raise ValueError(_unknown(self._path / str(step), error))
         if error:
-            raise self._damage(step, error)
+            raise self._damage(step, error, kind)
         return results[0]
 
-    def _damage(self, step: int, reason: str) -> DamagedCheckpoint:
-        self._damaged.add(step)
+    def _read_together(self, channel: str, read: Callable[[], Any]) -> tuple[str, str]:
+        """Returns the first error of the processes' that read, "" where all could, and what it says (see DAMAGED)."""
+        text = kind = ""
+        try:
+            patiently(read, self.log)
+        except Exception as error:  # see `attempt`
+            text, kind = describe(error), what_of(error)
+        found = [json.loads(each) for each in agree(channel, json.dumps([text, kind]))]
+        kinds = [kind for _, kind in found]
+        return name_first([text for text, _ in found]), next((each for each in KINDS if each in kinds), "")
+
+    def _damage(self, step: int, reason: str, kind: str = DAMAGED) -> DamagedCheckpoint:
+        if kind == DAMAGED:
+            self._damaged.add(step)
+        else:
+            self._unreadable.add(step)
         return DamagedCheckpoint(f"the checkpoint of step {step} in {self._path} is damaged: {reason}")
+
+
+def what_of(error: BaseException) -> str:
+    """Returns what an error of reading says of what was read: one of KINDS."""
+    if is_of_this_process(error):
+        return OF_PROCESS
+    return OF_DISK if is_of_a_moment(error) else DAMAGED
+
+
+def _unknown(folder: pathlib.Path, error: str) -> str:
+    return (
+        f"{folder} cannot be read, which may be intact: {error}; "
+        "free memory, raise the limit of open files (ulimit -n) or mend the rights, and start again"
+    )
 
 
 def describe(error: BaseException) -> str:

@@ -1,7 +1,6 @@
 """A workdir's config and checkpoints, as those who only read them want them: `config.json`, the newest good step."""
 
 import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ import numpy as np
 from dit_jax.checkpoint.manifest import DamagedCheckpoint
 from dit_jax.checkpoint.store import CHECKPOINTS, SNAPSHOTS, Checkpoints
 from dit_jax.config import Config, config_from_dict, config_to_dict
-from dit_jax.files import read_json
+from dit_jax.files import read_json, to_json, write_text_whole
 from dit_jax.types import Params
 
 CONFIG_FILE = "config.json"
@@ -24,18 +23,16 @@ Value = TypeVar("Value")
 
 def write_config(workdir: str | os.PathLike, config: Config) -> None:
     """Writes `config.json`, the config for people and for the check that a resumed run is the same run."""
-    temporary = pathlib.Path(workdir) / f".{CONFIG_FILE}.tmp"
-    temporary.write_text(json.dumps(config_to_dict(config), indent=2) + "\n")
-    os.replace(temporary, pathlib.Path(workdir) / CONFIG_FILE)
+    write_text_whole(pathlib.Path(workdir) / CONFIG_FILE, to_json(config_to_dict(config)))
 
 
 def read_config(workdir: str | os.PathLike) -> Config | None:
     """Returns the config of a workdir, None where there is none yet."""
     path = pathlib.Path(workdir) / CONFIG_FILE
-    if not path.is_file():
-        return None
     try:
         return config_from_dict(read_json(path, "restore it or choose another workdir"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

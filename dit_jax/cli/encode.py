@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from dit_jax.cli.main import add_config_argument, load_run_config, path_flag
 from dit_jax.config import Config, DataConfig
+from dit_jax.parallel.preemption import heed
 from dit_jax.terminal import progress, tell
 
 if typing.TYPE_CHECKING:
@@ -289,6 +290,7 @@ def find_damaged(writer: "LatentCacheWriter") -> list["Shard"]:
             if not writer.is_intact(shard):
                 damaged.append(shard)
             bar.update(shard.count)
+            heed()
     return damaged
 
 
@@ -303,6 +305,7 @@ def encode_missing(writer: "LatentCacheWriter", encoder: ShardEncoder) -> int:
             for batch in encoder.batches(shard):
                 yield batch
                 bar.update(len(batch[0]))
+                heed()
                 for line in encoder.bad_examples[shard.split].news():
                     tell(line)
 

@@ -4,6 +4,8 @@ Verb modules import heavy libraries inside `run`, so that `--help` answers at on
 """
 
 import argparse
+import atexit
+import contextlib
 import importlib
 import logging
 import os
@@ -12,12 +14,14 @@ import sys
 import time
 import traceback
 import typing
+from collections.abc import Iterator
 
 from dit_jax.config import Config, did_you_mean, load_config, paths_ending_in
 from dit_jax.files import user_path
 from dit_jax.terminal import silence_tensorflow
 
 VERBS = ("train", "encode", "sample", "evaluate", "convert", "plan", "benchmark", "info", "report")
+RESUMED = ("encode", "sample", "evaluate")  # verbs that SIGTERM ends with the exit code that asks to be started again
 CONFIG_FLAG = "--config."
 HUGE_PAGES = "glibc.malloc.hugetlb"  # of the C library's tunables
 
@@ -25,9 +29,32 @@ HUGE_PAGES = "glibc.malloc.hugetlb"  # of the C library's tunables
 def main(argv: list[str] | None = None) -> None:
     """Runs one verb; exits with 0, or with 2 and one line on standard error for a mistake that a person can mend."""
     started = time.monotonic()
-    if argv is None:
-        use_huge_pages()
-        argv = sys.argv[1:]
+    if argv is not None:
+        run_verb(argv, started)
+        return
+    use_huge_pages()
+    code: object = 0
+    try:
+        run_verb(sys.argv[1:], started)
+    except SystemExit as request:
+        code = request.code
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    end(code if isinstance(code, int) else int(code is not None))
+
+
+def end(code: int) -> None:
+    """Ends the process as Python would, but does not wait for threads: a reader of a dead disk never returns."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
+def run_verb(argv: list[str], started: float) -> None:
+    """Does what `main` says, in a process that goes on."""
     parser = Parser(
         prog="dit-jax", description="Latent diffusion transformers in JAX: train, sample, evaluate.", allow_abbrev=False
     )
@@ -52,7 +79,8 @@ def main(argv: list[str] | None = None) -> None:
     silence_tensorflow()
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
-        args.run(args)
+        with made_way(args.verb) if args.verb in RESUMED else contextlib.nullcontext():
+            args.run(args)
     except KeyboardInterrupt:
         end_others(130, "interrupted", "")
         sys.exit(130)
@@ -108,6 +136,20 @@ class Parser(argparse.ArgumentParser):
         if match := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message):
             message += did_you_mean(match[1], re.findall(r"[\w.-]+", match[2]))
         super().error(message)
+
+
+@contextlib.contextmanager
+def made_way(verb: str) -> Iterator[None]:
+    """Lets SIGTERM end within seconds what the same command goes on with."""
+    from dit_jax.parallel.preemption import MakeWay, Preemption
+
+    again = "start it again to go on"
+    with Preemption(nothing_done=again) as preemption, preemption.interruptible():
+        try:
+            yield
+        except MakeWay:
+            print(f"dit-jax {verb}: asked to make way; {again}", file=sys.stderr)
+            raise
 
 
 def use_huge_pages() -> None:

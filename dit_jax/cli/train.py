@@ -1,6 +1,7 @@
 """Trains the stage that the config names; an existing workdir is resumed from its newest checkpoint."""
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import os
@@ -8,11 +9,11 @@ import pathlib
 import re
 import shutil
 import typing
-from contextlib import nullcontext
 
 from dit_jax.cli.main import add_config_argument, load_run_config, path_flag
 from dit_jax.config import Config, DataConfig, TextConfig, check_platform, fixed_differences
 from dit_jax.data.classes import describe_classes
+from dit_jax.files import only_one
 from dit_jax.parallel.preemption import Preemption
 
 if typing.TYPE_CHECKING:
@@ -24,6 +25,7 @@ if typing.TYPE_CHECKING:
     from dit_jax.training.loop import Task
 
 HELP = "trains the network of a config: an autoencoder, a denoiser, or a classifier that guides one"
+RUN_LOCK = ".lock"  # of the one process that trains in a workdir
 PICTURE_SEED = 0
 NUM_PICTURES = 50  # images in a grid
 
@@ -44,12 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Checks everything that needs no device, then trains; SIGTERM makes it save and exit (`parallel.preemption`)."""
-    with nullcontext() if args.replay_step is not None else Preemption() as preemption:
-        _run(args, preemption)
+    """Checks everything that needs no device, then trains; SIGTERM and Ctrl-C make it save and exit."""
+    with contextlib.ExitStack() as stack:
+        preemption = None if args.replay_step is not None else stack.enter_context(Preemption(interrupts=True))
+        _run(args, preemption, stack)
 
 
-def _run(args: argparse.Namespace, preemption: Preemption | None) -> None:
+def _run(args: argparse.Namespace, preemption: Preemption | None, stack: contextlib.ExitStack) -> None:
     config = load_run_config(args, args.workdir)
     if args.replay_step is not None and not 1 <= args.replay_step <= config.training.num_train_steps:
         raise ValueError(
@@ -61,13 +64,12 @@ def _run(args: argparse.Namespace, preemption: Preemption | None) -> None:
 
     cache = use_compilation_cache(config.compute.compilation_cache)
     start_processes()
-    if preemption:
-        preemption.join()
     workdir = pathlib.Path(args.workdir)
     if args.replay_step is not None and not (workdir / "config.json").is_file():
         raise ValueError(f"--workdir={workdir} has no run whose step could be replayed; give the workdir of one")
     if is_first() and args.replay_step is None:
         open_workdir(args.workdir)
+        stack.enter_context(only_one(workdir / RUN_LOCK, f"--workdir={workdir} is being trained"))
     wait_for_all("workdir")
     if not workdir.is_dir():
         raise ValueError(f"--workdir={workdir} must be on a disk that all hosts share; this one does not see it")

@@ -40,6 +40,7 @@ from dit_jax.evaluation.protocol import refuse_other
 from dit_jax.evaluation.reference import SAMPLES_NAME
 from dit_jax.files import read_json
 from dit_jax.metrics.adm_files import SamplesFile
+from dit_jax.parallel.preemption import heed
 from dit_jax.types import Conditions
 
 RECORD_NAME, PICTURES_NAME = "samples.json", "png"
@@ -112,6 +113,7 @@ class Drawing:
             for number, images in self._drawn(missing):
                 parts.write(number, images)
                 bar.update(len(images))
+                heed()
         for number in numbers:
             images = parts.read(number)
             if images is None:

@@ -12,6 +12,7 @@ from dit_jax.data.bad_examples import BadExamples
 from dit_jax.data.pipeline import Example, Transform, load_examples
 from dit_jax.models.conditioners import FrozenNetworks, batch_conditions
 from dit_jax.parallel.mesh import replicated, to_host
+from dit_jax.parallel.preemption import heed
 from dit_jax.types import Conditions
 
 AT_ONCE = 64  # examples that a device makes conditions of
@@ -39,6 +40,7 @@ def example_conditions(
         batch = load_examples(source, transform, positions[start : start + AT_ONCE], bad_examples)
         conditions = make(jax.device_put(batch, replicated(mesh)), frozen)
         parts.append((jax.tree.map(to_host, conditions), batch))
+        heed()
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 

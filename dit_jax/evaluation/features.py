@@ -8,6 +8,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from dit_jax.metrics.feature_network import FeatureNetwork
 from dit_jax.parallel.mesh import BATCH_AXES, batch_shards, local_rows, put_batch, replicated, to_host
+from dit_jax.parallel.preemption import heed
 
 DEVICE_ROWS = 16  # images that a device takes at once
 
@@ -42,6 +43,7 @@ def extract_features(
         if before is not None:  # while the devices compute, the features before come back
             yield _real_rows(*before)
         before = found
+        heed()
     if before is not None:
         yield _real_rows(*before)
 

@@ -32,6 +32,7 @@ from dit_jax.models.conditioners import as_conditions, null_conditions
 from dit_jax.models.dit import DiTClassifier
 from dit_jax.models.spatial import hole_on_grid
 from dit_jax.parallel.mesh import batch_sharding, batch_shards, to_host, traced_on
+from dit_jax.parallel.preemption import heed
 from dit_jax.types import Array, Conditions, ModelFn, Params
 
 PROCESS_FIELDS = ("num_timesteps", "schedule", "beta_start", "beta_end")  # of `DiffusionConfig`: how noise is added
@@ -123,6 +124,7 @@ def make_generator(
             rows, (own, around, between) = put_rows(rows, (conditions, known, path), mesh)
             drawn = draw(params, codec, seed, rows, own, known=around, classifier=classifier, path=between)
             images.append(to_host(drawn))
+            heed()
         return np.concatenate(images)[:num_images]
 
     return generate

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from dit_jax.files import file_lock
+from dit_jax.files import only_one
 
 IDENTITY_NAME, LOCK_NAME = "identity.json", ".parts.lock"
 DIGEST_BYTES = hashlib.sha256().digest_size
@@ -37,9 +37,8 @@ class Parts:
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> "Parts":
-        if not self._stack.enter_context(file_lock(self.path.with_name(LOCK_NAME), wait=False)):
-            self._stack.close()
-            raise ValueError(f"another process writes to {self.path.parent}; wait for it, or choose another folder")
+        what = f"another process writes to {self.path.parent}"
+        self._stack.enter_context(only_one(self.path.with_name(LOCK_NAME), what))
         self.path.mkdir(exist_ok=True)
         for left_behind in self.path.glob("*.tmp"):
             left_behind.unlink()

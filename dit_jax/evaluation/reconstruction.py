@@ -13,6 +13,7 @@ from dit_jax.metrics.reconstruction import SSIM_WINDOW, psnr, ssim
 from dit_jax.models.autoencoder import Autoencoder
 from dit_jax.models.quantizer import code_counts
 from dit_jax.parallel.mesh import to_host
+from dit_jax.parallel.preemption import heed
 from dit_jax.perceptual.lpips import lpips
 from dit_jax.types import Array, Batch, Params
 
@@ -43,7 +44,11 @@ def measure_reconstructions(
       lpips_params: of `load_lpips`, where "lpips" is among the metrics; batches: on the mesh.
     """
     measure = jax.jit(_make_measure(module, metrics))
-    values, count = means(jax.tree.map(to_host, [measure(params, lpips_params, batch) for batch in batches]))
+    found = []
+    for batch in batches:
+        found.append(measure(params, lpips_params, batch))
+        heed()
+    values, count = means(jax.tree.map(to_host, found))
     return values | {"num_images": count}
 
 
@@ -61,6 +66,7 @@ def reconstructed(module: Autoencoder, params: Params, batches: Iterable[Batch])
     for batch in batches:
         images = to_host(reconstruct(params, batch["image"]))
         yield images[to_host(batch["mask"]) > 0]
+        heed()
 
 
 def _make_measure(

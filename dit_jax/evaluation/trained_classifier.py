@@ -22,6 +22,7 @@ from dit_jax.data.sources import open_source, source_identity
 from dit_jax.files import file_lock
 from dit_jax.metrics.classifier import Classifier
 from dit_jax.parallel.distributed import is_first
+from dit_jax.parallel.preemption import heed_alone
 from dit_jax.terminal import progress
 from dit_jax.types import Array, Params
 
@@ -119,6 +120,7 @@ def train_classifier(module: Classifier, data: DataConfig, source: Any) -> Param
             batches, total=num_steps, unit="step", description="training a classifier: step", active=is_first()
         ):
             params, state = step(params, state, batch["image"], batch["label"])
+            heed_alone()
         return jax.tree.map(np.asarray, params)
 
 
@@ -134,6 +136,7 @@ def _right(module: Classifier, params: Params, data: DataConfig, source: Any) ->
     )
     with jax.default_device(jax.local_devices()[0]):
         for batch in batches:
+            heed_alone()
             yield (np.asarray(predict(params, batch["image"])) == batch["label"])[batch["mask"] > 0]
 
 

@@ -22,6 +22,7 @@ from dit_jax.evaluation.text_encoders import CaptionEncoder, load_caption_encode
 from dit_jax.files import file_lock, user_path
 from dit_jax.metrics.retrieval import ImageTextModel, retrieval_figures
 from dit_jax.parallel.distributed import is_first
+from dit_jax.parallel.preemption import heed_alone
 from dit_jax.terminal import progress
 from dit_jax.types import Array, Params
 
@@ -172,6 +173,7 @@ def train_retrieval(
                 state = optimizer.init(params)
             same = (batch["caption"][:, None] == batch["caption"][None]).astype(np.float32)
             params, state = step(params, state, batch["image"], text, same)
+            heed_alone()
         return jax.tree.map(np.asarray, params)
 
 

@@ -23,6 +23,7 @@ from collections.abc import Mapping
 import jax
 from jax._src import distributed  # jax.distributed has no public access to the service's keys and barriers
 
+from dit_jax.parallel import preemption
 from dit_jax.terminal import silence_libtpu, silence_native_output
 
 COORDINATOR, NUM_PROCESSES, PROCESS_ID = "DIT_JAX_COORDINATOR", "DIT_JAX_NUM_PROCESSES", "DIT_JAX_PROCESS_ID"
@@ -46,6 +47,7 @@ def start_processes() -> None:
       ValueError: where the environment is incomplete, or the processes do not find each other.
     """
     if jax.distributed.is_initialized():
+        preemption.join()
         return
     explicit = explicit_processes(os.environ)
     if not (explicit or in_slurm_step(os.environ) or on_tpu_pod(os.environ)):
@@ -66,6 +68,7 @@ def start_processes() -> None:
             f"the processes could not meet at {where}: {error}; check that the port is free there and open to all hosts"
         ) from error
     threading.Thread(target=_end_with_others, name="end_with_others", daemon=True).start()
+    preemption.join()
 
 
 def explicit_processes(environment: Mapping[str, str]) -> dict | None:

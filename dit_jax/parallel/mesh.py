@@ -12,10 +12,12 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dit_jax.config import MeshConfig, round_to_multiple
+from dit_jax.parallel.preemption import heed_alone
 from dit_jax.terminal import silence_libtpu
 from dit_jax.types import Batch
 
 BATCH_AXES = ("data", "fsdp")  # the mesh axes that split the batch
+LOOK_SECONDS = 0.2  # between looks at whether the program was asked to make way, while it waits for a batch
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -142,7 +144,8 @@ def on_all_processes(fact: bool) -> bool:
 def prefetch(batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, batch_size: int, depth: int = 2) -> Iterator[Batch]:
     """Yields batches on the mesh, `depth` of them put ahead of use so that the copy overlaps with the step.
 
-    A thread puts them: for small steps, that takes as long as a few percent of one.
+    A thread puts them: for small steps, that takes as long as a few percent of one. A request to make way ends the
+    wait for a batch, for a reader may hang (`preemption.heed_alone`).
     """
     iterator = iter(batches)
 
@@ -150,10 +153,15 @@ def prefetch(batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, batch_size: i
         batch = next(iterator, None)
         return None if batch is None else put_batch(batch, mesh, batch_size)
 
+    def wait(batch: concurrent.futures.Future) -> Batch | None:
+        while not concurrent.futures.wait([batch], LOOK_SECONDS).done:
+            heed_alone()
+        return batch.result()
+
     thread = concurrent.futures.ThreadPoolExecutor(1, "prefetch")
     try:
         queue = collections.deque(thread.submit(load) for _ in range(depth))
-        while (batch := queue.popleft().result()) is not None:
+        while (batch := wait(queue.popleft())) is not None:
             yield batch
             queue.append(thread.submit(load))
     finally:

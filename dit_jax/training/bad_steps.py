@@ -49,6 +49,7 @@ class BadSteps:
     Attributes:
       row: the newest steps, if they are bad ones without a good one between.
       num_rollbacks: returns to a checkpoint so far, over all starts of the run.
+      follows_return: whether this start goes on from such a return.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class BadSteps:
         )
         rows = read_bad_steps(workdir, start_step)
         self.num_rollbacks = sum("rolled_back_to" in row for row in rows)
+        self.follows_return = any("rolled_back_to" in row and row["step"] == start_step for row in rows)
         self.row: list[int] = []
         for row in reversed(rows):
             if row["step"] != start_step - len(self.row) or "rolled_back_to" in row:

@@ -3,6 +3,7 @@
 step_fn(state, batch) -> (state, metrics), jitted, state donated; batches put ahead of use; metrics fetched one
 step late, so that the host never waits for the device between logs. Before anything that is kept (an evaluation, a
 checkpoint) it looks at all steps up to there: what is on disk is a function of the steps, wherever a run was killed.
+A step is saved before it is evaluated: an evaluation may be interrupted, and then the next start makes it.
 """
 
 import dataclasses
@@ -17,13 +18,14 @@ import numpy as np
 import optax
 
 from dit_jax.checkpoint import SNAPSHOTS, Checkpoints, write_config
+from dit_jax.checkpoint.agreement import agree
 from dit_jax.config import Config, undivided_activations
 from dit_jax.data.bad_examples import BadExamples
 from dit_jax.metrics.held_out import means
 from dit_jax.models.autoencoder import FROZEN_WITH_ENCODER
 from dit_jax.models.averages import average_decays, initial_share_note, length_name
 from dit_jax.parallel.mesh import check_batch_size, prefetch, to_host, traced_on
-from dit_jax.parallel.preemption import RESTART, Preemption
+from dit_jax.parallel.preemption import RESTART, MakeWay, Preemption, heed
 from dit_jax.training.bad_steps import BadSteps
 from dit_jax.training.optimizer import make_optimizer
 from dit_jax.training.reporting import Reporter
@@ -69,7 +71,7 @@ def train(
 
     Args:
       started: `time.monotonic()` at the start of the program, to tell how long the first step took; None: now.
-      preemption: may ask the run to make way, None: nothing does. It then saves, and SystemExit is raised.
+      preemption: may ask the run to make way, None: nothing does. It then saves, and MakeWay is raised.
       compiled: (jitted step, abstract state, constants) -> the step as it is called, `KeptStep.compiled` for example.
     """
     training, started = config.training, time.monotonic() if started is None else started
@@ -103,7 +105,7 @@ def train(
                 reporter.log(line)
             if snapshots:
                 _resume_snapshots(snapshots, state, start_step, config)
-            state = _run(
+            run = _Run(
                 config,
                 task,
                 mesh,
@@ -117,7 +119,7 @@ def train(
                 first,
                 preemption or Preemption(),
             )
-            if state is not None:
+            if (state := run()) is not None:
                 return state
             checkpoints.settle()
             target = bad_steps.rollback_target(checkpoints.all_steps(), training.max_rollbacks)
@@ -142,72 +144,153 @@ def build_update(
     return optimizer, train_step
 
 
-def _run(
-    config, task, mesh, step_fn, state, start_step, checkpoints, snapshots, bad_steps, reporter, first, preemption
-) -> TrainState | None:
-    """Returns the state after the last step; None after too many bad steps in a row."""
-    training = config.training
-    last_step, batch_size = training.num_train_steps, training.global_batch_size
-    eval_step = jax.jit(traced_on(mesh, make_eval_step(task.eval_fn)))
-    batches = prefetch(task.train_batches(start_step), mesh, batch_size)
-    window, told_of_average = MetricsWindow(start_step), False
-    for step in range(start_step + 1, last_step + 1):
-        with window.waiting_for_data():
-            batch = next(batches)
-        tell_bad_examples(task.bad_examples, reporter)
-        with first.compiling():
-            state, metrics = step_fn(state, batch, task.constants)
-        first.report(metrics, reporter)
-        window.add(metrics)
-        is_last, stops = step == last_step, preemption.stops_after(step)
-        evaluates = is_last or step % training.eval_every_steps == 0
-        saves = is_last or step % training.checkpoint_every_steps == 0
-        snaps = snapshots and (is_last or step % training.snapshot_every_steps == 0)
-        if evaluates or saves or snaps or stops:
-            rows = window.fetch(keep=0)
-        elif (step - 1) % training.log_every_steps == 0:  # one step late: the device works on this step meanwhile
-            rows = window.fetch(keep=1)
-        else:
-            rows = []
-        for row_step, row in rows:
-            if reason := bad_steps.add(row_step, row):
-                reporter.log(f"step {row_step} was skipped, {reason}: {len(bad_steps.row)} in a row")
-            if len(bad_steps.row) >= training.max_bad_steps:
+class _Run:
+    """One start of a run, from its checkpoint or its beginning on."""
+
+    def __init__(
+        self,
+        config,
+        task,
+        mesh,
+        step_fn,
+        state,
+        start_step,
+        checkpoints,
+        snapshots,
+        bad_steps,
+        reporter,
+        first,
+        preemption,
+    ):
+        self.config, self.task, self.mesh, self.step_fn = config, task, mesh, step_fn
+        self.state, self.step, self.saved_step = state, start_step, start_step  # step: made, or under way
+        self.checkpoints, self.snapshots, self.bad_steps = checkpoints, snapshots, bad_steps
+        self.reporter, self.first, self.preemption = reporter, first, preemption
+        self.eval_step = jax.jit(traced_on(mesh, make_eval_step(task.eval_fn)))
+        self.window, self.told_of_average = MetricsWindow(start_step), False
+
+    def __call__(self) -> TrainState | None:
+        """Returns the state after the last step; None after too many bad steps in a row.
+
+        Raises:
+          MakeWay: where the run is asked to make way; its steps are saved.
+        """
+        try:
+            if self._evaluation_is_due():
+                self._evaluate()
+            return self._steps()
+        except MakeWay:
+            self._make_way()
+            raise
+
+    def _steps(self) -> TrainState | None:
+        training, config = self.config.training, self.config
+        batches = prefetch(self.task.train_batches(self.step), self.mesh, training.global_batch_size)
+        for step in range(self.step + 1, training.num_train_steps + 1):
+            with self.window.waiting_for_data(), self.preemption.interruptible():
+                batch = next(batches)
+            tell_bad_examples(self.task.bad_examples, self.reporter)
+            with self.first.compiling():
+                self.state, metrics = self.step_fn(self.state, batch, self.task.constants)
+            self.step = step
+            self.first.report(metrics, self.reporter)
+            self.window.add(metrics)
+            is_last, stops = step == training.num_train_steps, self.preemption.stops_after(step)
+            saves = is_last or step % training.checkpoint_every_steps == 0
+            snaps = self.snapshots and (is_last or step % training.snapshot_every_steps == 0)
+            evaluates = self._is_evaluated(step)
+            if evaluates or saves or snaps or stops:
+                good = self._look(keep=0)
+            elif (step - 1) % training.log_every_steps == 0:  # one step late: the device works on this step meanwhile
+                good = self._look(keep=1)
+            else:
+                good = True
+            if not good:
                 batches.close()
                 return None
+            self.reporter.progress(self.window.finished_step(), self.window.last_loss)
+            # In a row of bad steps never so many that the checkpoint before it goes: its end may be to return there.
+            in_row = [bad for bad in self.bad_steps.row if bad % training.checkpoint_every_steps == 0]
+            if stops or is_last or (saves and len(in_row) < training.max_checkpoints):
+                self._save()
+            if snaps:
+                self.snapshots.save(step, _snapshot(self.state, config), config)
+            if stops:
+                raise MakeWay(self.preemption.code)
+            if evaluates:
+                self._evaluate()
+        self.checkpoints.wait()
+        return self.state
+
+    def _look(self, keep: int) -> bool:
+        """Takes the metrics of all steps but the newest `keep`; returns False after too many bad steps in a row."""
+        training, rows = self.config.training, self.window.fetch(keep)
+        for row_step, row in rows:
+            if reason := self.bad_steps.add(row_step, row):
+                self.reporter.log(f"step {row_step} was skipped, {reason}: {len(self.bad_steps.row)} in a row")
+            if len(self.bad_steps.row) >= training.max_bad_steps:
+                return False
         if rows:
-            rates, bad = window.rates(), count_bad_examples(task.bad_examples)
+            rates, bad = self.window.rates(), count_bad_examples(self.task.bad_examples)
             for _, group in itertools.groupby(rows, lambda row: (row[0] - 1) // training.log_every_steps):
                 line = list(group)
-                reporter.scalars(line[-1][0], "train", summary(line) | rates | bad)
-        reporter.progress(window.finished_step(), window.last_loss)
-        values = None
-        if evaluates:
-            eval_batches = prefetch(task.eval_batches(), mesh, batch_size)
-            note = initial_share_note(training, step)
-            if note and not told_of_average:
-                reporter.log(f"step {step}: {note}")
-                told_of_average = True
-            values = evaluate(eval_step, state.eval_params, eval_batches, task.constants)
-            tell_bad_examples(task.bad_examples, reporter)
-            values |= task.measure(state.eval_params) if task.measure else {}
-            reporter.scalars(step, "eval", values)
-            reporter.log(f"step {step}: held-out " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()))
-            for name, picture in task.draw(state.eval_params).items():
-                reporter.image(step, name, picture)
-            window.restart_clock()
-        # In a row of bad steps never so many that the checkpoint before it goes: its end may be to return there.
-        in_row = [bad for bad in bad_steps.row if bad % training.checkpoint_every_steps == 0]
-        if stops or is_last or (saves and len(in_row) < training.max_checkpoints):
-            checkpoints.save(step, state_items(state), config, values)
-        if snaps:
-            snapshots.save(step, _snapshot(state, config), config)
-        if stops and not is_last:
-            checkpoints.settle()  # had it failed, the log says so, and the next start goes on from the one before
-            reporter.log(f"asked to make way after step {step}; the exit code {RESTART} says to start this run again")
-            raise SystemExit(RESTART)
-    checkpoints.wait()
-    return state
+                self.reporter.scalars(line[-1][0], "train", summary(line) | rates | bad)
+        return True
+
+    def _save(self) -> None:
+        self.checkpoints.save(self.step, state_items(self.state), self.config)
+        self.saved_step = self.step
+
+    def _is_evaluated(self, step: int) -> bool:
+        training = self.config.training
+        return step == training.num_train_steps or step % training.eval_every_steps == 0
+
+    def _evaluation_is_due(self) -> bool:
+        """Returns whether this start begins with the evaluation of its step, before which the last start ended."""
+        due = self.step > 0 and self._is_evaluated(self.step) and not self.bad_steps.follows_return
+        return due and agree("evaluated", str(self.reporter.has_evaluated(self.step)))[0] == "False"
+
+    def _evaluate(self) -> None:
+        """Evaluates the state and draws with it; both may be interrupted, and the step was saved before.
+
+        Its line of the curves is written last: where it is missing, a later start evaluates again.
+        """
+        task, step = self.task, self.step
+        params = self.state.eval_params
+        if (note := initial_share_note(self.config.training, step)) and not self.told_of_average:
+            self.reporter.log(f"step {step}: {note}")
+            self.told_of_average = True
+        with self.preemption.interruptible(self._finish_saves):
+            eval_batches = prefetch(task.eval_batches(), self.mesh, self.config.training.global_batch_size)
+            values = evaluate(self.eval_step, params, eval_batches, task.constants)
+            tell_bad_examples(task.bad_examples, self.reporter)
+            values |= task.measure(params) if task.measure else {}
+            pictures = task.draw(params)
+        for name, picture in pictures.items():
+            self.reporter.image(step, name, picture)
+        if self.saved_step == step:
+            self.checkpoints.add_metrics(step, values)
+        self.reporter.scalars(step, "eval", values)
+        self.reporter.log(f"step {step}: held-out " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()))
+        self.window.restart_clock()
+
+    def _make_way(self) -> None:
+        """Saves the steps that no checkpoint has yet, and says where the next start goes on."""
+        if self.saved_step != self.step and self._look(keep=0):
+            self._save()
+        self._finish_saves()
+
+    def _finish_saves(self) -> None:
+        """Waits for the save; a thread may call it while the main thread hangs in an evaluation."""
+        if self.saved_step != self.step and jax.process_count() == 1:  # of several, all would have to take part
+            self._save()
+        self.checkpoints.settle()  # had it failed, the log says so, and the next start goes on from the one before
+        if self.preemption.code == RESTART:
+            self.reporter.log(
+                f"asked to make way after step {self.step}; the exit code {RESTART} says to start this run again"
+            )
+        else:
+            self.reporter.log(f"interrupted after step {self.step}; start this run again to go on behind it")
 
 
 def open_checkpoints(workdir: str, config: Config, log: Callable[[str], None]) -> Checkpoints:
@@ -267,7 +350,11 @@ def evaluate(
     eval_step: Callable, params: Params, batches: Iterator[Batch], constants: Constants = None
 ) -> dict[str, float]:
     """Returns the means over all real examples of `batches` (`metrics.held_out.means`)."""
-    return means(jax.tree.map(to_host, [eval_step(params, batch, constants) for batch in batches]))[0]
+    found = []
+    for batch in batches:
+        found.append(eval_step(params, batch, constants))
+        heed()
+    return means(jax.tree.map(to_host, found))[0]
 
 
 def tell_bad_examples(data_sets: Sequence[BadExamples], reporter: Reporter) -> None:

@@ -72,6 +72,12 @@ class Reporter:
                 self._failing.add(what)
                 tell(f"warning: {what} in {self._workdir} cannot be written: {' '.join(str(error).split())}")
 
+    def has_evaluated(self, step: int) -> bool:
+        """Returns whether an earlier start has written the held-out figures of a step."""
+        if not self._active:
+            return False
+        return any(row["step"] == step and row["split"] == "eval" for row in history.read_metrics(self._workdir))
+
     def progress(self, step: int, loss: float | None = None) -> None:
         """Shows how far the run is after `step` steps."""
         if not self._active:
