@@ -223,6 +223,56 @@ def write_text_whole(path: str | os.PathLike, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def read_records(path: pathlib.Path, check: Callable[[Any], Any]) -> tuple[list[Any], list[bytes]]:
+    """Returns what `check` makes of the value of each line, and the lines that are damaged: no JSON, or it raises.
+
+    What follows the last newline was not written to its end, and is neither. Of a file that is not there: nothing.
+    """
+    try:
+        lines = patiently(path.read_bytes).split(b"\n")[:-1]
+    except FileNotFoundError:
+        return [], []
+    rows, damaged = [], []
+    for line in lines:
+        try:
+            rows.append(check(parse_json(line.decode("utf-8"))))
+        except ValueError:
+            damaged.append(line)
+    return rows, damaged
+
+
+def keep_lines(path: pathlib.Path, rows: list[Any], damaged: list[bytes], tell: Callable[[str], None]) -> None:
+    """Makes a file hold these rows alone; the damaged lines that it had go to NAME.damaged, which is told."""
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    if damaged:
+        aside = path.with_name(f"{path.name}.damaged")
+        append_whole(aside, b"".join(line + b"\n" for line in damaged))
+        tell(f"warning: {len(damaged)} lines of {path} are damaged; they are set aside in {aside.name}")
+    if (path.read_bytes() if path.exists() else b"") != text.encode():
+        write_text_whole(path, text)
+
+
+def append_whole(path: pathlib.Path, content: bytes, sync: bool = False) -> None:
+    """Appends to a file, all of the content or (where the process is killed meanwhile) a part of it.
+
+    sync: return when it is on the disk.
+
+    Raises:
+      OSError: where it cannot be written, such as on a full disk; the file is what it was. It names `path`.
+    """
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("ab", buffering=0) as file:
+            while content:
+                content = content[file.write(content) :]
+            if sync:
+                os.fsync(file.fileno())
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.truncate(path, size)
+        raise type(error)(error.errno, os.strerror(error.errno), str(path)) from error
+
+
 def flush_tree(folder: str | os.PathLike) -> None:
     """Returns when all files and folders below a folder, and it itself, are on the disk."""
     for root, _, names in os.walk(folder, topdown=False):

@@ -9,10 +9,10 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from dit_jax.files import is_number, parse_json
+from dit_jax.files import append_whole, is_number, keep_lines, parse_json, print_warning, read_records
 
 SPLITS = ("train", "eval")
 NOT_METRICS = ("step", "split", "seconds")
@@ -70,22 +70,18 @@ def append_metrics(
     assert split in SPLITS and not set(values) & set(NOT_METRICS), (split, sorted(values))
     row = {"step": int(step), "split": split, "seconds": round(seconds, 3)}
     row |= {name: float(value) for name, value in values.items()}
-    path = metrics_path(workdir)
-    size = path.stat().st_size
-    try:
-        with path.open("ab") as file:
-            file.write(json.dumps(row).encode() + b"\n")
-    except OSError:  # such as a full disk, on which a part of the line may be
-        os.truncate(path, size)
-        raise
+    append_whole(metrics_path(workdir), json.dumps(row).encode() + b"\n")
 
 
-def resume_metrics(workdir: str | os.PathLike[str], step: int) -> float:
-    """Drops the lines after a step, which a run resumed from there writes again; returns the seconds spent up to it."""
+def resume_metrics(workdir: str | os.PathLike[str], step: int, tell: Callable[[str], None] = print_warning) -> float:
+    """Drops the lines after a step, which a run resumed from there writes again; returns the seconds spent up to it.
+
+    Damaged lines are set aside, which is told.
+    """
     path = metrics_path(workdir)
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [row for row in read_metrics(workdir) if row["step"] <= step] if path.exists() else []
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    unfinished.replace(path)
+    rows, damaged = read_records(path, _checked)
+    rows = [row for row in rows if row["step"] <= step]
+    keep_lines(path, rows, damaged, tell)
+    path.touch()
     return max((row["seconds"] for row in rows), default=0.0)

@@ -17,17 +17,31 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from dit_jax.files import append_whole, keep_lines, print_warning, read_records
 from dit_jax.training.step import NORMS_AND_LOSS
 
 FILE = "bad_steps.jsonl"
 
 
 def read_bad_steps(workdir: str | os.PathLike, last_step: int | None = None) -> list[dict[str, Any]]:
-    """Returns the lines up to a step, None: all; an unfinished last one, of a killed run, is left out."""
+    """Returns the lines up to a step, None: all; an unfinished last one, of a killed run, is left out.
+
+    Damaged ones are left out, too, and told.
+    """
     path = pathlib.Path(workdir) / FILE
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
-    rows = [json.loads(line) for line in lines]
+    rows, damaged = read_records(path, _checked)
+    if damaged:
+        print_warning(f"warning: {len(damaged)} lines of {path} are damaged, and left out")
     return [row for row in rows if last_step is None or row["step"] <= last_step]
+
+
+def _checked(row: Any) -> dict[str, Any]:
+    """Returns a line's value, or raises ValueError where it is not what `BadSteps` writes."""
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        raise ValueError("it must be an object with a step")
+    if type(row.get("rolled_back_to")) is not int and not isinstance(row.get("reason"), str):
+        raise ValueError("it must be a skipped step with its reason, or a return to a checkpoint")
+    return row
 
 
 def abandoned_steps(rows: Sequence[Mapping[str, Any]], last_step: int) -> set[int]:
@@ -45,6 +59,7 @@ class BadSteps:
       seed: the run's.
       examples_of: (number of a batch, from 0) -> the positions of its examples; None: unknown.
       writes: whether this process keeps the record; all processes read it.
+      log: takes lines about failures; to be replaced at will.
 
     Attributes:
       row: the newest steps, if they are bad ones without a good one between.
@@ -59,14 +74,19 @@ class BadSteps:
         seed: int,
         examples_of: Callable[[int], list[int]] | None = None,
         writes: bool = True,
+        log: Callable[[str], None] = print_warning,
     ):
+        self.log, self._unwritten = log, []
         self._path, self._seed, self._examples_of, self._writes = (
             pathlib.Path(workdir) / FILE,
             seed,
             examples_of,
             writes,
         )
-        rows = read_bad_steps(workdir, start_step)
+        rows, damaged = read_records(self._path, _checked)
+        rows = [row for row in rows if row["step"] <= start_step]
+        if writes and self._path.exists():
+            keep_lines(self._path, rows, damaged, log)
         self.num_rollbacks = sum("rolled_back_to" in row for row in rows)
         self.follows_return = any("rolled_back_to" in row and row["step"] == start_step for row in rows)
         self.row: list[int] = []
@@ -74,10 +94,6 @@ class BadSteps:
             if row["step"] != start_step - len(self.row) or "rolled_back_to" in row:
                 break
             self.row.insert(0, row["step"])
-        if writes and rows != read_bad_steps(workdir):
-            unfinished = self._path.with_suffix(".tmp")
-            unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-            unfinished.replace(self._path)
 
     def add(self, step: int, metrics: Mapping[str, float]) -> str | None:
         """Takes a step's metrics; returns why it was skipped, None for a good one."""
@@ -112,12 +128,28 @@ class BadSteps:
         return max(earlier)
 
     def add_rollback(self, target: int) -> None:
-        """Records that the run goes on behind the bad steps in a row with the state of step `target`."""
-        self._write({"step": self.row[-1], "rolled_back_to": target})
+        """Records that the run goes on behind the bad steps in a row with the state of step `target`.
 
-    def _write(self, row: dict[str, Any]) -> None:
+        Raises:
+          OSError: where it cannot be written: without it, the run would return there for ever.
+        """
+        self._write({"step": self.row[-1], "rolled_back_to": target}, must=True)
+
+    def _write(self, row: dict[str, Any], must: bool = False) -> None:
         if self._writes:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            self._unwritten.append(row)
+            self.write_left(must, tell=len(self._unwritten) == 1)
+
+    def write_left(self, must: bool = False, tell: bool = False) -> None:
+        """Writes what the storage did not take before; to be called before anything later is kept."""
+        if not self._unwritten:
+            return
+        try:
+            lines = "".join(json.dumps(row) + "\n" for row in self._unwritten)
+            append_whole(self._path, lines.encode(), sync=True)
+            self._unwritten = []
+        except OSError as error:
+            if must:
+                raise
+            if tell:
+                self.log(f"warning: bad steps cannot be recorded, which is tried again later: {error}")

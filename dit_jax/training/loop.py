@@ -94,13 +94,13 @@ def train(
             params = task.initial_params(abstract.params) if task.initial_params else None
             state = create_state(config, optimizer, mesh, params)
             lines += task.initial_notes
-        bad_steps = BadSteps(workdir, start_step, config.seed, task.examples_of, writes=active)
+        bad_steps = BadSteps(workdir, start_step, config.seed, task.examples_of, active, lines.append)
         with (
             Reporter(workdir, training.num_train_steps, start_step, active=active) as reporter,
             checkpoints,
             open_snapshots(workdir, config, reporter.log) as snapshots,
         ):
-            checkpoints.log = reporter.log
+            checkpoints.log = bad_steps.log = reporter.log
             for line in lines:
                 reporter.log(line)
             if snapshots:
@@ -238,6 +238,7 @@ class _Run:
         return True
 
     def _save(self) -> None:
+        self.bad_steps.write_left()
         self.checkpoints.save(self.step, state_items(self.state), self.config)
         self.saved_step = self.step
 

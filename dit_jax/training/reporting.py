@@ -8,10 +8,12 @@ import contextlib
 import pathlib
 import time
 from collections.abc import Iterator, Mapping
+from typing import TextIO
 
 import numpy as np
 import PIL.Image
 
+from dit_jax.files import written_whole
 from dit_jax.metrics import history
 from dit_jax.terminal import progress, silence_tensorflow, tell
 
@@ -32,9 +34,10 @@ class Reporter:
             return
         self._workdir = pathlib.Path(workdir)
         self._num_train_steps, self._start_step = num_train_steps, start_step
-        self._seconds_before = history.resume_metrics(self._workdir, start_step)
+        news: list[str] = []
+        self._seconds_before = history.resume_metrics(self._workdir, start_step, news.append)
         self._start_time = time.monotonic()
-        self._log_file = (self._workdir / "log.txt").open("a", encoding="utf-8")
+        self._log_file = _open_log(self._workdir / "log.txt")
         self._bar = progress(total=num_train_steps, initial=start_step, unit="step", description="step")
         # Importing clu takes many seconds, most of them TensorFlow's. One thread imports it, at the first metrics, and
         # writes what is queued meanwhile, in order, so that no step waits for it.
@@ -42,6 +45,8 @@ class Reporter:
         self._writer, self._resumed = None, False  # the thread's
         self._events: list[concurrent.futures.Future] = []
         self._failing: set[str] = set()  # what cannot be written at present, and was told
+        for line in news:
+            self.log(line)
 
     def __enter__(self) -> "Reporter":
         return self
@@ -103,14 +108,10 @@ class Reporter:
         if not self._active:
             return
         path = self._workdir / "samples" / f"{name}_{step:07d}.png"
-        unfinished = path.with_suffix(".tmp")
         with self._surviving("a picture in samples/"):
-            try:
-                path.parent.mkdir(exist_ok=True)
-                PIL.Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid).save(unfinished, format="png")
-                unfinished.replace(path)
-            finally:
-                unfinished.unlink(missing_ok=True)
+            path.parent.mkdir(exist_ok=True)
+            with written_whole(path) as temporary:
+                PIL.Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid).save(temporary, format="png")
 
     def close(self) -> None:
         """Finishes all files."""
@@ -146,8 +147,19 @@ class Reporter:
                 self._writer.close()
 
 
+def _open_log(path: pathlib.Path) -> TextIO:
+    """Returns a log to write to its end, in a line of its own behind one that a kill has cut."""
+    file = path.open("a+", encoding="utf-8", errors="replace")
+    if path.read_bytes()[-1:] not in (b"", b"\n"):
+        file.write("\n")
+    return file
+
+
 def _resume_events(workdir: pathlib.Path, start_step: int):
-    """Returns a writer of events, where those up to a step are what the JSON lines say: the thread may lag behind."""
+    """Returns a writer of events, where those up to a step are what the JSON lines say.
+
+    The thread may lag behind, and of a file that a flipped bit has damaged only what is before it can be read.
+    """
     written = _drop_events_after(workdir / "metrics", start_step)
     writer = _make_summary_writer(workdir / "metrics")
     for row in history.read_metrics(workdir):
@@ -174,12 +186,15 @@ def _drop_events_after(directory: pathlib.Path, step: int) -> set[tuple[int, str
         events = [Event.FromString(record) for record in records]
         kept |= {(event.step, value.tag) for event in events if event.step <= step for value in event.summary.value}
         unfinished = directory / "unfinished"  # not with their name, by which TensorBoard knows event files
-        with unfinished.open("wb") as file:
-            writer = RecordWriter(file)
-            for record, event in zip(records, events, strict=True):
-                if event.step <= step:
-                    writer.write(record)
-        unfinished.replace(path)
+        try:
+            with unfinished.open("wb") as file:
+                writer = RecordWriter(file)
+                for record, event in zip(records, events, strict=True):
+                    if event.step <= step:
+                        writer.write(record)
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
     return kept
 
 
