@@ -7,12 +7,15 @@ record that decides results holds a sum of its own content (`sealed`), so that a
 import contextlib
 import errno
 import fcntl
+import functools
+import glob
 import hashlib
 import json
 import os
 import pathlib
 import re
 import secrets
+import shutil
 import socket
 import sys
 import time
@@ -22,6 +25,7 @@ from typing import Any, TypeVar
 
 Value = TypeVar("Value")
 
+_HOST = socket.gethostname()
 MAX_DEPTH = 64  # a config has five
 MAX_BYTES = 2**24  # parsed, JSON takes thirty times its size at the worst; the largest here, a cache's, has some 10 KB
 SUM_KEY = "sha256_of_this"  # of a sealed record
@@ -37,6 +41,7 @@ FOR_A_MOMENT = (
 )
 # What this process lacks, so that it says nothing of the file: memory, descriptors, rights.
 OUT_OF = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM)
+LITTLE = 2**20  # bytes: a disk with less is full
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what a disk without locks answers
 
 
@@ -194,33 +199,88 @@ def file_name(text: str) -> str:
 
 @contextlib.contextmanager
 def written_whole(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Yields where to write a file's content; afterwards it is at `path` and on the disk, as a whole.
+    """Yields where to write a file, or a folder; afterwards it is at `path` and on the disk, as a whole.
 
-    Where the body or the disk fails, `path` is what it was and nothing is left beside it.
+    Where the body or the disk fails, `path` is what it was and nothing is left beside it. What a killed process left
+    beside it goes when another one writes there.
 
     Raises:
       OSError: where it cannot be written; it names `path`.
     """
     path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    _remove_left_in(path.parent)
+    temporary = path.with_name(f".{path.name}.{_HOST}-{os.getpid()}-{secrets.token_hex(8)}.tmp")
     try:
         yield temporary
-        flush(temporary)
+        flush_tree(temporary) if temporary.is_dir() else flush(temporary)
         os.replace(temporary, path)
         flush(path.parent)
-    except OSError as error:
-        if error.errno is None:
+    except Exception as error:
+        number = _storage_error(error, temporary)
+        if number is None:
             raise
-        raise type(error)(error.errno, os.strerror(error.errno), str(path)) from error
+        raise OSError(number, os.strerror(number), str(path)) from error
     finally:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+
+
+def _storage_error(error: Exception, temporary: pathlib.Path) -> int | None:
+    """Returns the number of the system's error that made a write fail; None where it was something else.
+
+    Libraries in C++ raise types of their own, which may not say more than that a write failed.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        is_ours = not names or any(name.startswith(str(temporary)) for name in names)
+        return error.errno if is_ours else None  # of another file, which it names
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS):
+        if os.strerror(number) in str(error):
+            return number
+    is_full = not isinstance(error, ValueError) and shutil.disk_usage(temporary.parent).free < LITTLE
+    return errno.ENOSPC if is_full else None
+
+
+@functools.cache
+def _remove_left_in(folder: pathlib.Path) -> None:
+    """Removes what processes of this machine that have ended left of `written_whole` in a folder; once a process."""
+    with contextlib.suppress(OSError):
+        for left in folder.glob(f".*.{glob.escape(_HOST)}-*-*.tmp"):
+            with contextlib.suppress(ValueError, OSError):
+                if not _runs(int(left.name.rsplit("-", 2)[1])):
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def write_text_whole(path: str | os.PathLike, text: str) -> None:
-    """Writes a text file as `written_whole` does."""
+    """Writes a text file as `written_whole` does; what is no character (half of a UTF-16 pair) becomes a "?"."""
     with written_whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="replace")
+
+
+def write_one_of_many(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file whole, in a folder of very many that can be made again: the disk is not waited for.
+
+    Raises:
+      OSError: where it cannot be written; it names `path`, and nothing is left beside it.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise type(error)(error.errno, os.strerror(error.errno), str(path)) from error
 
 
 def read_records(path: pathlib.Path, check: Callable[[Any], Any]) -> tuple[list[Any], list[bytes]]:

@@ -8,6 +8,7 @@ import glob
 import logging
 import math
 import pathlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -39,6 +40,18 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 for _logger in ("absl", "asyncio"):
     logging.getLogger(_logger).addFilter(_is_news)
+
+_unraisablehook = sys.unraisablehook
+
+
+def _print_news(unraisable: "sys.UnraisableHookArgs") -> None:
+    """Prints an error, but those of TensorStore's threads about a save that Orbax has given up: one an array."""
+    error = unraisable.exc_value
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        _unraisablehook(unraisable)
+
+
+sys.unraisablehook = _print_news
 
 
 def start_write(folder: pathlib.Path, tree: Any) -> Callable[[], None]:

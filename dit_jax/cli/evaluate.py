@@ -29,6 +29,7 @@ from dit_jax.config import (
     override_config,
     override_data,
 )
+from dit_jax.files import to_json, write_text_whole
 from dit_jax.terminal import progress
 
 HELP = "measures samples, a diffusion model or an autoencoder, with the protocol"
@@ -238,10 +239,9 @@ def evaluate_restoration(args: argparse.Namespace, step: int, config: Config) ->
     lpips_path = args.lpips or AutoencoderConfig.lpips_path
     settings = sample_settings(args, config, {})
 
-    from PIL import Image
-
     from dit_jax.data.pipeline import image_transform, spatial_arrays
     from dit_jax.data.sources import open_source, source_identity
+    from dit_jax.evaluation.drawing import write_picture
     from dit_jax.evaluation.evaluated import checkpoint_protocol, checkpoint_subject
     from dit_jax.evaluation.loaded import load
     from dit_jax.evaluation.pictures import condition_grid
@@ -268,8 +268,8 @@ def evaluate_restoration(args: argparse.Namespace, step: int, config: Config) ->
     values = measure_restorations(config, found, lpips_params)
     results = values | about
     grid = condition_grid(config, [found.drawn[:NUM_PICTURES], found.baseline[:NUM_PICTURES]], found.examples)
-    Image.fromarray(grid).save(output / "restorations.png")
-    (output / "restoration.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_picture(output / "restorations.png", grid)
+    write_text_whole(output / "restoration.json", to_json(results))
     if args.json:
         print(json.dumps(results))
         return
@@ -299,10 +299,9 @@ def evaluate_retrieval(args: argparse.Namespace, step: int, config: Config) -> N
     settings = sample_settings(args, config, {})
 
     import numpy as np
-    from PIL import Image
 
     from dit_jax.data.sources import source_identity
-    from dit_jax.evaluation.drawing import Drawing
+    from dit_jax.evaluation.drawing import Drawing, write_picture
     from dit_jax.evaluation.evaluated import checkpoint_protocol, checkpoint_subject
     from dit_jax.evaluation.loaded import load
     from dit_jax.evaluation.parts import Parts
@@ -334,8 +333,8 @@ def evaluate_retrieval(args: argparse.Namespace, step: int, config: Config) -> N
     values = {"drawn": judge.measure(drawn), "real": judge.figures, "chance": chance}
     results = values | about
     shown = np.linspace(0, len(drawn) - 1, min(len(drawn), NUM_PICTURES)).round().astype(int)
-    Image.fromarray(comparison_grid([drawn[shown], judge.images[shown]])).save(output / "retrieval.png")
-    (output / "retrieval.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_picture(output / "retrieval.png", comparison_grid([drawn[shown], judge.images[shown]]))
+    write_text_whole(output / "retrieval.json", to_json(results))
     if args.json:
         print(json.dumps(results))
         return
@@ -442,12 +441,12 @@ def evaluate_autoencoder(args: argparse.Namespace, step: int, config: Config) ->
     metrics, left_out = choose_metrics(args.metrics, config, os.path.isfile(lpips_path) or args.lpips is not None)
 
     import numpy as np
-    from PIL import Image
 
     from dit_jax.checkpoint import params_digest
     from dit_jax.config import MeshConfig
     from dit_jax.data.pipeline import eval_batches, image_transform
     from dit_jax.data.sources import open_source, source_identity
+    from dit_jax.evaluation.drawing import write_picture
     from dit_jax.evaluation.loaded import load
     from dit_jax.evaluation.pictures import make_reconstructor, reconstruction_grid
     from dit_jax.evaluation.protocol import refuse_other
@@ -495,8 +494,8 @@ def evaluate_autoencoder(args: argparse.Namespace, step: int, config: Config) ->
     images = np.stack([transform(source[i], np.random.default_rng(0))["image"] for i in range(count)])
     grid = reconstruction_grid(images, make_reconstructor(config)(model.params, images))
     results = values | {"workdir": str(args.workdir)} | about
-    Image.fromarray(grid).save(output / "reconstructions.png")
-    (output / "reconstruction.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_picture(output / "reconstructions.png", grid)
+    write_text_whole(output / "reconstruction.json", to_json(results))
     if args.json:
         print(json.dumps(results))
         return

@@ -4,16 +4,14 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import os
 import pathlib
 import re
-import shutil
 import typing
 
 from dit_jax.cli.main import add_config_argument, load_run_config, path_flag
 from dit_jax.config import Config, DataConfig, TextConfig, check_platform, fixed_differences
 from dit_jax.data.classes import describe_classes
-from dit_jax.files import only_one
+from dit_jax.files import only_one, written_whole
 from dit_jax.parallel.preemption import Preemption
 
 if typing.TYPE_CHECKING:
@@ -403,10 +401,8 @@ def copy_autoencoder(source: pathlib.Path, workdir: pathlib.Path) -> None:
     target = workdir / AUTOENCODER_DIR
     if target.is_dir():
         return
-    temporary = workdir / f".{AUTOENCODER_DIR}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)  # of a start that was killed meanwhile
-    copy_weights(source, temporary)
-    os.replace(temporary, target)
+    with written_whole(target) as temporary:
+        copy_weights(source, temporary)
 
 
 def autoencoder_task(config: Config, mesh: "Mesh", workdir: pathlib.Path) -> "Task":

@@ -41,7 +41,7 @@ import numpy as np
 
 from dit_jax.config import dataclass_from_json
 from dit_jax.data.sources import Source
-from dit_jax.files import file_lock, read_json
+from dit_jax.files import file_lock, read_json, write_text_whole, written_whole
 
 FORMAT_VERSION = 2
 PLAN_NAME, MANIFEST_NAME, LOCKS_DIR = "encoding.json", "manifest.json", ".locks"
@@ -242,32 +242,31 @@ class LatentCacheWriter:
         depth = 2 * channels if self._plan["stochastic"] else channels
         shape = (self._plan["num_flips"], height, width, depth)
         names = {*self._plan["extra_fields"], *(["text"] if self._plan["text"] else [])}
-        temporary, count, sums = self._temporary(shard.file), 0, np.zeros((SUMMED, channels))
-        # Groups of one record, for random access; moments do not compress, so reading need not pay for it.
-        writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
-        try:
-            for moments, labels, fields in batches:
-                assert moments.shape[1:] == shape, (moments.shape, shape)
-                stored = self._to_stored(moments, shard, count)
-                for example, label, extra in zip(stored, labels, fields, strict=True):
-                    assert set(extra) == names, extra
-                    if "text" in extra:
-                        extra = extra | {"text": self._text_bytes(extra["text"], shard)}
-                    writer.write(msgpack.packb({"label": int(label), **extra, "moments": example.tobytes()}))
-                count += len(stored)
-                sums += _sums(stored, self._plan["stochastic"])
-        finally:
-            _close(writer, self.path)
-        assert count == shard.count, (count, shard)
-        _flush(temporary)
-        sidecar = {
-            "count": count,
-            "bytes": temporary.stat().st_size,
-            "sha256": _sha256(temporary),
-            "sums": sums.tolist(),
-        }
-        os.replace(temporary, self.path / shard.file)
-        _flush(self.path)  # the sidecar must not reach the disk before what it speaks of
+        count, sums = 0, np.zeros((SUMMED, channels))
+        with written_whole(self.path / shard.file) as temporary:
+            # Groups of one record, for random access; moments do not compress, so reading need not pay for it.
+            writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
+            try:
+                for moments, labels, fields in batches:
+                    assert moments.shape[1:] == shape, (moments.shape, shape)
+                    stored = self._to_stored(moments, shard, count)
+                    for example, label, extra in zip(stored, labels, fields, strict=True):
+                        assert set(extra) == names, extra
+                        if "text" in extra:
+                            extra = extra | {"text": self._text_bytes(extra["text"], shard)}
+                        writer.write(msgpack.packb({"label": int(label), **extra, "moments": example.tobytes()}))
+                    count += len(stored)
+                    sums += _sums(stored, self._plan["stochastic"])
+            finally:
+                _close(writer, self.path)
+            assert count == shard.count, (count, shard)
+            sidecar = {
+                "count": count,
+                "bytes": temporary.stat().st_size,
+                "sha256": _sha256(temporary),
+                "sums": sums.tolist(),
+            }
+        # Only now: the sidecar must not reach the disk before what it speaks of.
         self._write(shard.sidecar, sidecar)
 
     def write_folder(self, name: str, write: Callable[[pathlib.Path], None]) -> None:
@@ -275,11 +274,9 @@ class LatentCacheWriter:
         with self.lock(name):
             if not (self.path / name).is_dir():
                 self._remove_left_behind(name)
-                temporary = self._temporary(name)
-                temporary.mkdir()
-                write(temporary)
-                os.replace(temporary, self.path / name)
-                _flush(self.path)
+                with written_whole(self.path / name) as temporary:
+                    temporary.mkdir()
+                    write(temporary)
 
     def finish(self) -> Manifest:
         """Writes the manifest, the same whoever does; returns it, with the statistics of the training split."""
@@ -381,11 +378,7 @@ class LatentCacheWriter:
 
     def _write(self, name: str, values: dict[str, Any]) -> None:
         """Writes a JSON file that is there as a whole or not at all; the caller holds its lock."""
-        temporary = self._temporary(name)
-        temporary.write_text(_to_json(values))
-        _flush(temporary)
-        os.replace(temporary, self.path / name)
-        _flush(self.path)
+        write_text_whole(self.path / name, _to_json(values))
 
 
 def read_manifest(path: str | os.PathLike) -> Manifest:

@@ -6,11 +6,7 @@ with parameters alone.
 
 import dataclasses
 import json
-import os
 import pathlib
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -31,7 +27,7 @@ from dit_jax.config import (
 )
 from dit_jax.evaluation import converted_unet
 from dit_jax.evaluation.loaded import AUTOENCODER_DIR, copy_weights
-from dit_jax.files import read_json
+from dit_jax.files import read_json, written_whole
 from dit_jax.models.build import abstract_params, build_dit
 from dit_jax.nn.embeddings import sincos_2d
 from dit_jax.pretrained import autoencoder as autoencoder_names
@@ -76,7 +72,7 @@ def import_weights(
         _, autoencoder_config = find_checkpoint(autoencoder)
         if autoencoder_config.stage != "autoencoder":
             raise ValueError(f"--autoencoder={autoencoder} is a run of stage {autoencoder_config.stage!r}")
-    with written_aside(output) as temporary:
+    with written_whole(output) as temporary:
         temporary.mkdir()
         if autoencoder:
             copy_weights(autoencoder, temporary / AUTOENCODER_DIR)
@@ -106,7 +102,7 @@ def export_weights(kind: str, workdir: pathlib.Path, output: pathlib.Path) -> No
             tensors[dit_names.POSITION_TABLE] = sincos_2d(rows, columns, config.dit.width)[None]
         write_tensors(output, tensors)
         return
-    with written_aside(output) as temporary:
+    with written_whole(output) as temporary:
         temporary.mkdir()
         values = {
             "dit": diffusers_dit_config,
@@ -115,17 +111,6 @@ def export_weights(kind: str, workdir: pathlib.Path, output: pathlib.Path) -> No
         }[kind](config)
         (temporary / "config.json").write_text(json.dumps(values, indent=2) + "\n")
         write_tensors(temporary / DIFFUSERS_WEIGHTS[0], to_form(diffusers=True))
-
-
-@contextmanager
-def written_aside(output: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a path beside `output` to write a folder to, which then takes its place; nothing is left of a failure."""
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def entries_of(kind: str, config: Config, diffusers: bool) -> list[Entry]:

@@ -6,9 +6,8 @@ import pathlib
 import shutil
 
 from dit_jax.data.tokenizer import TOKENIZER_NAME, Tokenizer
-from dit_jax.evaluation.converted import written_aside
 from dit_jax.evaluation.text_encoders import SHAPE_NAME, WEIGHTS_NAME, checked_shape
-from dit_jax.files import read_json
+from dit_jax.files import read_json, written_whole
 from dit_jax.models.text_encoder import abstract_text_encoder
 from dit_jax.pretrained.files import read_tensors, write_tensors
 from dit_jax.pretrained.name_map import flatten, from_tensors
@@ -53,7 +52,7 @@ def import_text_encoder(source: pathlib.Path, output: pathlib.Path) -> list[str]
         said = str(error) if isinstance(error, ValueError) else repr(error)
         raise ValueError(said if str(folder) in said else f"{source} is no text encoder known here ({said})") from error
     Tokenizer(folder, shape.max_length, shape.vocab_size)
-    with written_aside(output) as temporary:
+    with written_whole(output) as temporary:
         temporary.mkdir()
         (temporary / SHAPE_NAME).write_text(json.dumps(dataclasses.asdict(shape), indent=2) + "\n")
         write_tensors(temporary / WEIGHTS_NAME, dict(flatten(params)))

@@ -12,7 +12,6 @@ import hashlib
 import io
 import itertools
 import json
-import os
 import pathlib
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -38,7 +37,7 @@ from dit_jax.evaluation.loaded import LoadedModel
 from dit_jax.evaluation.parts import Parts
 from dit_jax.evaluation.protocol import refuse_other
 from dit_jax.evaluation.reference import SAMPLES_NAME
-from dit_jax.files import read_json
+from dit_jax.files import read_json, to_json, write_one_of_many, write_text_whole, written_whole
 from dit_jax.metrics.adm_files import SamplesFile
 from dit_jax.parallel.preemption import heed
 from dit_jax.types import Conditions
@@ -158,7 +157,7 @@ def write_samples(path: pathlib.Path, batches: Iterator[np.ndarray], labels: np.
     """
     kept, first = [], next(batches)
     header = {"descr": np.lib.format.dtype_to_descr(first.dtype), "fortran_order": False}
-    with written_aside(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+    with written_whole(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
         with archive.open(_member("arr_0.npy"), "w", force_zip64=True) as file:
             np.lib.format.write_array_header_1_0(file, header | {"shape": (len(labels), *first.shape[1:])})
             for batch in itertools.chain([first], batches):
@@ -172,7 +171,7 @@ def write_samples(path: pathlib.Path, batches: Iterator[np.ndarray], labels: np.
 
 def write_picture(path: pathlib.Path, picture: np.ndarray) -> None:
     """Writes a picture, [H, W, 3] uint8, as PNG; the file appears whole, or not at all."""
-    with written_aside(path) as temporary:
+    with written_whole(path) as temporary:
         Image.fromarray(picture).save(temporary, format="png")
 
 
@@ -184,8 +183,7 @@ def write_pngs(folder: pathlib.Path, samples: SamplesFile) -> None:
         path, content = folder / f"{number:06d}.png", io.BytesIO()
         Image.fromarray(image).save(content, format="png")
         if not path.is_file() or path.read_bytes() != content.getvalue():
-            with written_aside(path) as temporary:
-                temporary.write_bytes(content.getvalue())
+            write_one_of_many(path, content.getvalue())
 
     numbers = itertools.count()
     with (
@@ -226,8 +224,7 @@ def write_record(folder: pathlib.Path, identity: dict[str, Any], num_frames: int
     """
     record = identity | {"sha256": file_digest(folder / SAMPLES_NAME)}
     record |= {"num_frames": num_frames} if num_frames else {}
-    with written_aside(folder / RECORD_NAME) as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
+    write_text_whole(folder / RECORD_NAME, to_json(record))
 
 
 def is_drawn(folder: pathlib.Path, identity: dict[str, Any]) -> bool:
@@ -244,17 +241,6 @@ def file_digest(path: pathlib.Path) -> str:
     """Returns the SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def written_aside(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a path beside `path` to write to, which then takes its place; nothing is left of a failure."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _digest(condition: Any) -> str:

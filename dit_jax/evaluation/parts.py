@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from dit_jax.files import only_one
+from dit_jax.files import only_one, patiently, written_whole
 
 IDENTITY_NAME, LOCK_NAME = "identity.json", ".parts.lock"
 DIGEST_BYTES = hashlib.sha256().digest_size
@@ -40,8 +40,6 @@ class Parts:
         what = f"another process writes to {self.path.parent}"
         self._stack.enter_context(only_one(self.path.with_name(LOCK_NAME), what))
         self.path.mkdir(exist_ok=True)
-        for left_behind in self.path.glob("*.tmp"):
-            left_behind.unlink()
         self._write(IDENTITY_NAME, self._identity)
         return self
 
@@ -51,7 +49,7 @@ class Parts:
     def read(self, number: int) -> np.ndarray | None:
         """Returns a part; None where it is not there, damaged, or of another computation."""
         try:
-            content = (self.path / f"{number:06}").read_bytes()
+            content = patiently((self.path / f"{number:06}").read_bytes)
         except FileNotFoundError:
             return None
         digest, array = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
@@ -73,9 +71,8 @@ class Parts:
         return digest.digest()
 
     def _write(self, name: str, content: bytes) -> None:
-        temporary = self.path / f"{name}.tmp"
-        temporary.write_bytes(content)
-        os.replace(temporary, self.path / name)
+        with written_whole(self.path / name) as temporary:
+            temporary.write_bytes(content)
 
 
 def unfinished(parent: str | os.PathLike) -> list[pathlib.Path]:

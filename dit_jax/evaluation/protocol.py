@@ -18,7 +18,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from dit_jax.files import is_number, read_json
+from dit_jax.files import is_number, read_json, to_json, write_text_whole
 from dit_jax.metrics.history import check_figure_name
 
 PACKAGES = ("dit_jax", "jax", "jaxlib", "flax", "numpy", "scipy", "pillow")  # that a figure passes through
@@ -79,10 +79,7 @@ def refuse_other(path: pathlib.Path, settings: dict[str, Any], overwrite: bool) 
 
 def write_card(path: str | os.PathLike, card: dict[str, Any]) -> None:
     """Writes a card; the file appears whole, or not at all."""
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text_whole(path, to_json(card))
 
 
 def read_card(path: str | os.PathLike) -> dict[str, Any]:

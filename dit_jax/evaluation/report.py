@@ -23,7 +23,7 @@ import PIL.Image
 from dit_jax.evaluation.chart import line_chart, standalone
 from dit_jax.evaluation.compared import EvaluatedRun, comparison_charts, comparison_table, main_figure, read_result
 from dit_jax.evaluation.protocol import figure_label, table
-from dit_jax.files import file_name, read_json
+from dit_jax.files import file_name, read_json, write_text_whole
 from dit_jax.metrics import history
 
 PACKAGES = ("dit_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
@@ -114,9 +114,7 @@ def write_report(
     figures = {run.name: run_figures(run) for run in runs}
     output = pathlib.Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_name(output.name + ".tmp")
-    unfinished.write_text(_page(runs, figures, grid), encoding="utf-8", errors="replace")  # halves of a UTF-16 pair
-    unfinished.replace(output)
+    write_text_whole(output, _page(runs, figures, grid))
     if charts_dir is not None:
         write_charts(runs, pathlib.Path(charts_dir))
     return figures
@@ -126,15 +124,13 @@ def write_charts(runs: Sequence[Run], folder: pathlib.Path) -> None:
     """Writes the charts of all metrics that the runs measured on held-out images, as SVG files."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, chart in _compared_charts(runs):
-        (folder / f"{file_name(name)}.svg").write_text(
-            standalone(chart, _metric_label(name), RUN_COLOURS), encoding="utf-8"
-        )
+        write_text_whole(folder / f"{file_name(name)}.svg", standalone(chart, _metric_label(name), RUN_COLOURS))
     evaluated = _evaluated(runs)
     for axis, chart in comparison_charts(evaluated).items() if len(evaluated) > 1 else ():
         card = evaluated[0].card
         title = figure_label(main_figure(card), card)
         path = folder / f"{file_name(main_figure(card))}_by_{axis}.svg"
-        path.write_text(standalone(chart, title, RUN_COLOURS), encoding="utf-8")
+        write_text_whole(path, standalone(chart, title, RUN_COLOURS))
 
 
 def read_run(workdir: pathlib.Path, name: str) -> Run:

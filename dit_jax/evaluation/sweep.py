@@ -13,7 +13,7 @@ from typing import Any
 
 from dit_jax.evaluation.chart import line_chart, standalone
 from dit_jax.evaluation.protocol import figure_label, read_card, refuse_other, write_card
-from dit_jax.files import file_name
+from dit_jax.files import file_name, write_text_whole
 from dit_jax.parallel.distributed import is_first
 from dit_jax.parallel.mesh import on_all_processes
 
@@ -101,6 +101,6 @@ def write_charts(points: Sequence[Point], cards: Sequence[dict[str, Any]], folde
         chart = line_chart({name: sorted(line) for name, line in lines.items()}, label)
         path = folder / f"{file_name(figure)}_by_{axis}.svg"
         title = figure_label(figure, cards[0])
-        path.write_text(standalone(chart, title, [COLOURS[i % len(COLOURS)] for i in range(len(lines))]))
+        write_text_whole(path, standalone(chart, title, [COLOURS[i % len(COLOURS)] for i in range(len(lines))]))
         written.append(path)
     return written

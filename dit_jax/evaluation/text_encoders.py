@@ -16,7 +16,7 @@ import numpy as np
 from dit_jax.config import MAX_CODES, MAX_DEPTH, MAX_WIDTH, TextConfig, dataclass_from_json
 from dit_jax.data.sources import hash_files
 from dit_jax.data.tokenizer import TOKENIZER_NAME, Tokenizer
-from dit_jax.files import read_json
+from dit_jax.files import read_json, written_whole
 from dit_jax.models.text_encoder import FrozenTextEncoder, TextEncoder, TextShape, abstract_text_encoder
 from dit_jax.pretrained.files import read_tensors
 from dit_jax.pretrained.name_map import Entry, Tensors, flatten, from_tensors
@@ -89,7 +89,8 @@ def copy_text_encoder(text: TextConfig, folder: str | os.PathLike, target: pathl
     """Copies what a config needs of a folder to a new one."""
     target.mkdir(exist_ok=True)
     for name in text_files(text):
-        shutil.copyfile(pathlib.Path(folder) / name, target / name)
+        with written_whole(target / name) as temporary:
+            shutil.copyfile(pathlib.Path(folder) / name, temporary)
 
 
 def load_text_encoder(folder: str | os.PathLike) -> FrozenTextEncoder:

@@ -17,6 +17,7 @@ from typing import IO
 
 import numpy as np
 
+from dit_jax.files import written_whole
 from dit_jax.metrics.frechet import Statistics
 
 MAX_DIMENSION = 8192  # of features whose covariance is read: 512 MiB
@@ -175,14 +176,8 @@ def write_statistics(path: str | os.PathLike, pool: Statistics, spatial: Statist
 
 
 def _write(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            np.savez(file, **arrays)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 @contextlib.contextmanager

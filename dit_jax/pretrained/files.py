@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from dit_jax.files import written_whole
 from dit_jax.pretrained.name_map import Tensors
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
@@ -111,8 +112,7 @@ def read_archive(path: str | os.PathLike, wanted: Callable[[str], bool]) -> dict
 def write_tensors(path: str | os.PathLike, tensors: Tensors) -> None:
     """Writes tensors float32 in the form that the path's suffix says; the file appears whole, or not at all."""
     path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with written_whole(path) as temporary:
         if path.suffix == ".safetensors":
             from safetensors.numpy import save_file
 
@@ -122,9 +122,6 @@ def write_tensors(path: str | os.PathLike, tensors: Tensors) -> None:
             torch.save({name: torch.from_numpy(np.array(array)) for name, array in tensors.items()}, temporary)
         else:
             raise ValueError(f"{path} must end in .safetensors, {', '.join(TORCH_SUFFIXES)}")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
