@@ -91,9 +91,10 @@ require_program() {
   $dry_run || command -v "$1" >/dev/null || fail "$1 must be on PATH; $2"
 }
 
-# absolute PATH FOLDER: prints PATH as it is from FOLDER.
+# absolute PATH FOLDER: prints PATH as it is from FOLDER; "~/" is the home, which a shell puts in at a word's start alone.
 absolute() {
-  if [[ $1 == /* ]]; then printf '%s\n' "$1"; else printf '%s\n' "$2/$1"; fi
+  local path=${1/#\~\//$HOME/}
+  if [[ $path == /* ]]; then printf '%s\n' "$path"; else printf '%s\n' "$2/$path"; fi
 }
 
 # Prints a command so that a shell would read it as it is; words that need no quotes have none.

@@ -24,6 +24,7 @@ for argument in "$@"; do
   esac
 done
 
+workdir=${workdir/#\~\//$HOME/} # a shell leaves --workdir=~/run as it is
 caller=$PWD
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 if [[ -z $workdir ]]; then
@@ -68,9 +69,10 @@ step "encode the images" dit-jax encode "${autoencoder_config[@]}" \
   --autoencoder="$workdir/autoencoder" --output="$workdir/latents"
 step "train the DiT" dit-jax train "${dit_config[@]}" --workdir="$workdir/dit" \
   --config.latents.path="$workdir/latents"
-step "draw samples" dit-jax sample --workdir="$workdir/dit" --output="$workdir/samples" --num_samples="$num_samples"
+step "draw samples" dit-jax sample --workdir="$workdir/dit" --output="$workdir/samples" --num_samples="$num_samples" \
+  --overwrite # what is here is all of this script
 step "measure samples" dit-jax evaluate --workdir="$workdir/dit" --features=classifier --metrics=fd,recognised \
-  --num_samples="$num_evaluated" --sampler=dpm_solver --steps=20 --cfg_scale=1.5 --batch_size=100
+  --num_samples="$num_evaluated" --sampler=dpm_solver --steps=20 --cfg_scale=1.5 --batch_size=100 --overwrite
 step "report" dit-jax report --workdir="$workdir/autoencoder" --workdir="$workdir/dit" \
   --samples="$workdir/samples" --output="$workdir/report.html"
 

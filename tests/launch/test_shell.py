@@ -79,3 +79,9 @@ def test_what_is_to_be_installed_for_plans_is_an_extra_of_this_checkout():
         for text in re.findall(r"pip install [^\n`;)]*dit_jax\[", path.read_text())
     ]
     assert named == []  # there is no distribution of this name: it is -e ".[tpu]"
+
+
+@pytest.mark.parametrize("script", ["slurm.sh", "local.sh"])
+def test_a_leading_tilde_that_the_shell_left_is_the_home(shell, script):
+    output = shell.run(script, "configs/fashion_mnist_dit.py", "~/a run", "--dry-run")
+    assert f"{shell.folder}/a run" in output and "~" not in output
