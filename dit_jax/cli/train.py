@@ -11,7 +11,7 @@ import typing
 from dit_jax.cli.main import add_config_argument, load_run_config, path_flag
 from dit_jax.config import Config, DataConfig, TextConfig, check_platform, fixed_differences
 from dit_jax.data.classes import describe_classes
-from dit_jax.files import only_one, written_whole
+from dit_jax.files import only_one, user_path, written_whole
 from dit_jax.parallel.preemption import Preemption
 
 if typing.TYPE_CHECKING:
@@ -544,11 +544,11 @@ def make_measure(config: Config, mesh: "Mesh", generator, conditions):
     """Returns the figures, by name, of images that weights draw; what they need is made for the first ones."""
     from dit_jax.evaluation.evaluator import Evaluator, make_evaluator
 
-    evaluation = config.evaluation
+    evaluation, cache = config.evaluation, user_path(config.evaluation.cache)
 
     @functools.cache
     def evaluator() -> Evaluator:
-        return make_evaluator(None, evaluation.features, config.data, mesh, evaluation.cache)
+        return make_evaluator(None, evaluation.features, config.data, mesh, cache)
 
     def measure(params) -> dict[str, float]:
         metrics, _ = evaluator().choose(evaluation.metrics, evaluation.num_samples, has_labels=True)

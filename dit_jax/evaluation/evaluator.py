@@ -13,7 +13,7 @@ from dit_jax.config import DataConfig, did_you_mean
 from dit_jax.evaluation.features import extract_features
 from dit_jax.evaluation.measure import METRICS, SETTINGS, Reference, measure, obstacles, outputs_needed
 from dit_jax.evaluation.networks import NamedNetwork, named_network
-from dit_jax.evaluation.reference import load_reference
+from dit_jax.evaluation.reference import FolderImages, load_reference
 from dit_jax.files import user_path
 
 
@@ -90,5 +90,7 @@ def make_evaluator(
       features: of `named_network`; cache: folder of what is computed once, "~" is the home.
     """
     cache = pathlib.Path(user_path(os.fspath(cache)))
+    if reference is not None and pathlib.Path(reference).is_dir():
+        FolderImages(reference)  # what is wrong with it is told before a network is trained
     network = named_network(features, data, cache)
     return Evaluator(network, load_reference(reference, data, network, mesh, cache), mesh)

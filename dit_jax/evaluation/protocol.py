@@ -65,6 +65,8 @@ def refuse_other(path: pathlib.Path, settings: dict[str, Any], overwrite: bool) 
     try:
         found = read_json(path)
         found = {**found, **found.get("subject", {}), **found.get("protocol", {})}
+        if found.keys().isdisjoint(settings):
+            raise ValueError("it is no result")
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"{path} is there and cannot be read ({error}); {remedy}") from error
     settings = json.loads(json.dumps(settings))  # as a file is read: tuples are lists

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from dit_jax.config import DataConfig
+from dit_jax.evaluation import evaluator
 from dit_jax.evaluation.evaluated import first_images
 from dit_jax.evaluation.reference import open_reference
 from dit_jax.evaluation.samples import open_samples
@@ -71,3 +72,11 @@ def test_the_pictures_of_a_drawing_are_images_to_measure_also_within_a_run(folde
     drawing.mkdir(parents=True)
     (drawing / "samples.npz").touch()
     assert len(open_samples(str(folder.rename(drawing / "png")))) == 5
+
+
+def test_a_run_as_the_reference_is_refused_before_a_network_is_made(folder, monkeypatch, tmp_path):
+    monkeypatch.setattr(evaluator, "named_network", lambda *_: pytest.fail("it was made"))
+    (folder / "config.json").touch()
+    (folder / "checkpoints").mkdir()
+    with pytest.raises(ValueError, match="is of a run"):
+        evaluator.make_evaluator(str(folder), "classifier", DataConfig("x", 8), None, tmp_path)
