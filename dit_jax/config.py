@@ -7,6 +7,7 @@ reported before any device is touched.
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import importlib.util
@@ -523,7 +524,9 @@ def load_config(
         other = starting_config(init_from)
         if other.stage == "autoencoder":
             values = _with_network_of(values, config_to_dict(other))
-    return config_from_dict(values)
+    config = config_from_dict(values)
+    _check_homes(config, "config")
+    return config
 
 
 def _with_network_of(values: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
@@ -1153,6 +1156,8 @@ def _override(values: dict[str, Any], key: str, text: str) -> None:
     if dataclasses.is_dataclass(_without_none(hints[name])) and text != "None":
         raise ValueError(f"{path}.{name} is a section; set one of its keys, as --{path}.{name}.KEY=VALUE")
     values[name] = _parse(hints[name], text)
+    if schema.__dataclass_fields__[name].metadata.get("path") and isinstance(values[name], str):
+        values[name] = _in_home(values[name], f"{path}.{name}")
 
 
 def _parse(hint: Any, text: str) -> Any:
@@ -1233,10 +1238,8 @@ def _convert_section(schema: type, value: Any, path: str) -> Any:
     values = {key: _convert(hints[key], v, f"{path}.{key}") for key, v in value.items()}
     for f in dataclasses.fields(schema):
         if f.metadata.get("path") and values.get(f.name) is not None:
-            try:
+            with contextlib.suppress(ValueError):  # of another machine's run: `_check_homes` refuses a user's own
                 values[f.name] = user_path(values[f.name])
-            except ValueError as error:
-                raise ValueError(f"{path}.{f.name}={error}") from None
     return schema(**values)
 
 
@@ -1291,6 +1294,24 @@ def did_you_mean(value: str, known: Iterable[str], prefix: str = "") -> str:
     """Returns "; did you mean NAME?" to end a message with, "" where none of the known names is near."""
     near = nearest_name(value, known)
     return f"; did you mean {prefix}{near}?" if near else ""
+
+
+def _check_homes(section: Any, path: str) -> None:
+    """Raises ValueError where a path begins with a home folder that is not known."""
+    for f in dataclasses.fields(section):
+        value, name = getattr(section, f.name), f"{path}.{f.name}"
+        if dataclasses.is_dataclass(value):
+            _check_homes(value, name)
+        elif f.metadata.get("path") and value is not None:
+            _in_home(value, name)
+
+
+def _in_home(value: str, path: str) -> str:
+    """Returns `user_path` of a config's value; its error names the key."""
+    try:
+        return user_path(value)
+    except ValueError as error:
+        raise ValueError(f"{path}={error}") from None
 
 
 def _suggestion(value: Any, known: Any, prefix: str = "") -> str:

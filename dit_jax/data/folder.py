@@ -22,7 +22,7 @@ from PIL import ExifTags, Image, features
 from dit_jax.config import DataConfig
 from dit_jax.data.classes import natural_key
 from dit_jax.data.transforms import to_channels
-from dit_jax.files import normalised, parse_json
+from dit_jax.files import normalised, parse_json, user_path
 
 # Decoders of pixels alone: none of them runs a program (as EPS runs Ghostscript) or opens another file. No other
 # decoder of Pillow sees a file, whatever its name.
@@ -146,7 +146,7 @@ def split_root(data: DataConfig, split: str) -> pathlib.Path:
     Raises:
       ValueError: where there is no such folder, or no such split.
     """
-    folder = pathlib.Path(data.name).expanduser()
+    folder = pathlib.Path(user_path(data.name))
     if not folder.is_dir():
         raise ValueError(f"config.data.name={data.name!r}: no such folder; give an image folder or a TFDS name")
     splits = data.train_split, data.eval_split
@@ -175,7 +175,7 @@ def class_folders(data: DataConfig, split: str) -> dict[str, pathlib.Path]:
         raise ValueError(
             f"config.data.num_classes={data.num_classes} must be {len(folders)}, the number of class folders in {root}"
         )
-    train_folder = pathlib.Path(data.name).expanduser() / data.train_split
+    train_folder = pathlib.Path(user_path(data.name)) / data.train_split
     if _has_split_folders(data) and train_folder.is_dir():
         differing = sorted(folders.keys() ^ _folders(train_folder).keys())
         if differing:
@@ -255,7 +255,7 @@ def _suffix(path: pathlib.Path) -> str:
 
 
 def _has_split_folders(data: DataConfig) -> bool:
-    folder = pathlib.Path(data.name).expanduser()
+    folder = pathlib.Path(user_path(data.name))
     return any((folder / name).is_dir() for name in (data.train_split, data.eval_split))
 
 
@@ -449,7 +449,7 @@ class _Tables:
     """The named fields of a folder's metadata files, each read when an image below it is asked for."""
 
     def __init__(self, data: DataConfig, names: Sequence[str]):
-        self._root, self._names = pathlib.Path(data.name).expanduser(), names
+        self._root, self._names = pathlib.Path(user_path(data.name)), names
         self.read: dict[pathlib.Path, dict[str, dict[str, Any]]] = {}
 
     def fields(self, path: pathlib.Path) -> tuple[dict[str, Any], pathlib.Path]:

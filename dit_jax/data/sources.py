@@ -112,9 +112,7 @@ def prepare(data: DataConfig) -> str:
 def is_prepared(data: DataConfig) -> bool:
     """Returns whether the data set is on this machine already, so that opening it fetches nothing."""
     return (
-        pathlib.Path(data.name).expanduser().is_dir()
-        if is_folder(data.name)
-        else _make_builder(data).data_path.exists()
+        pathlib.Path(user_path(data.name)).is_dir() if is_folder(data.name) else _make_builder(data).data_path.exists()
     )
 
 

@@ -76,6 +76,11 @@ def test_what_cannot_be_measured_is_said_and_what_was_asked_for_fails(root, caps
     )
     results = json.loads(capsys.readouterr().out)
     assert results["num_images"] == 2 and "ssim" not in results
+    before = (tmp_path / "reconstruction.json").read_bytes()
+    more = ["evaluate", f"--workdir={root / 'vq'}", f"--output={tmp_path}", "--metrics=psnr,ssim", "--num_samples=3"]
+    error = fail(capsys, *more)  # of other settings: it is not lost in silence
+    assert "num_images: 2 -> 3" in error and "measured: ['psnr'] -> ['psnr', 'ssim']" in error
+    assert (tmp_path / "reconstruction.json").read_bytes() == before
     evaluate = ["evaluate", f"--workdir={root / 'vq'}"]
     assert "'fid' must be one of psnr" in fail(capsys, *evaluate, "--metrics=fid")
     assert "no such file; ./launch/lpips_weights.sh" in fail(capsys, *evaluate, "--lpips=nowhere")

@@ -13,7 +13,7 @@ import pytest
 
 from dit_jax.checkpoint import Checkpoints
 from dit_jax.cli.main import VERBS, main, path_flag, paths_flag
-from dit_jax.config import Config, config_from_dict, config_to_dict
+from dit_jax.config import Config, config_from_dict, config_to_dict, load_config, override_config
 from dit_jax.files import user_path
 from tests.tiny import autoencoder_config, dit_config
 
@@ -94,7 +94,7 @@ def test_a_leading_tilde_is_the_home_of_who_gives_it_and_a_default_stays_as_it_i
 
 
 @pytest.mark.parametrize("home", ["nobody's", "not set", "empty"])
-def test_a_home_that_is_not_known_is_one_line(home, monkeypatch, capsys):
+def test_a_home_that_is_not_known_is_one_line(home, monkeypatch, capsys, tmp_path):
     path = "~no_such_user/run" if home == "nobody's" else "~/run"
     if home != "nobody's":
         monkeypatch.setenv("HOME", "") if home == "empty" else monkeypatch.delenv("HOME")
@@ -104,8 +104,18 @@ def test_a_home_that_is_not_known_is_one_line(home, monkeypatch, capsys):
     assert exit_info.value.code == 2
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1 and f"{path}: the home folder {path[:-4]} is not known" in error
-    with pytest.raises(ValueError, match=f"config.data.name={path}: the home folder"):
-        config_from_dict(config_to_dict(autoencoder_config(path)))
+    values = config_to_dict(autoencoder_config("images"))
+    values["data"]["name"] = path
+    config = config_from_dict(values)  # of a run that comes from another machine: it is read as it is
+    assert config.data.name == path
+    for key in ("data.name", "data.raw_dir"):
+        with pytest.raises(ValueError, match=f"^config.{key}={path}: the home folder"):
+            override_config(config, [(key, path)])
+    assert override_config(config, [("seed", "1")]).seed == 1
+    file = tmp_path / "config.py"
+    file.write_text(f"import ml_collections\n\ndef get_config():\n    return ml_collections.ConfigDict({values!r})\n")
+    with pytest.raises(ValueError, match=f"^config.data.name={path}: the home folder"):
+        load_config(str(file))
 
 
 @pytest.mark.parametrize("name", ["run[1]", "run*?", "a run, ü"])

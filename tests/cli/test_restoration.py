@@ -19,7 +19,7 @@ from dit_jax.evaluation.loaded import load
 from dit_jax.evaluation.restoration import restore_simply
 from dit_jax.metrics.reconstruction import psnr
 from dit_jax.models.build import init_params
-from tests.cli.test_main import write_config
+from tests.cli.test_main import fail, write_config
 from tests.random_lpips import random_lpips
 from tests.tiny import autoencoder_config, dit_config, make_image_folder
 
@@ -57,6 +57,14 @@ def test_figures_are_of_held_out_images_beside_the_baseline(run):
     if config.spatial.kind == "low_resolution":
         assert result["lpips"] > result[f"{name}_lpips"] > 0
     assert result["split"] == "test" and result["step"] == 4
+
+
+def test_restorations_of_other_settings_are_not_lost_in_silence(run, capsys):
+    _, root = run
+    before = {path.name: path.read_bytes() for path in (root / "evaluation").iterdir()}
+    command = ["evaluate", f"--workdir={root / 'run'}", f"--output={root / 'evaluation'}", "--num_samples=4"]
+    assert "samples.num_samples: 5 -> 4" in fail(capsys, *command)
+    assert {path.name: path.read_bytes() for path in (root / "evaluation").iterdir()} == before
 
 
 def test_training_and_evaluation_show_what_was_given_drawn_and_true(run):
