@@ -384,6 +384,8 @@ def resolve_latents(config: Config) -> Config:
         given[f"config.data.{name}"] = getattr(config.data, name), manifest.data.get(name)
     if "background" in manifest.data:  # of a folder
         given["config.data.background"] = list(config.data.background), manifest.data["background"]
+    ours, theirs = given["config.data.name"]
+    given["config.data.name"] = ours, user_path(str(theirs))  # older caches have the name with its ~
     for key, (ours, theirs) in given.items():
         if ours != theirs:
             raise ValueError(
