@@ -43,10 +43,10 @@ def initial_share_note(training: TrainingConfig, step: int, average: str | None 
     if share <= MAX_INITIAL_SHARE:
         return None
     name = f"config.training.ema_decay={training.ema_decay}" if average is None else average
+    lower = f", or with a decay such as {1 - 5 / step:.4g}" if step > 50 else ""  # holds 0.7 % of them
     return (
         f"the average of the weights ({name}) is after {step:,} steps still {share:.0%} the weights from before the "
-        f"first step, and so are its figures and samples; train longer, or with a decay such as "
-        f"{1 - 5 / max(step, 10):.4g}"
+        f"first step, and so are its figures and samples; train longer{lower}"
     )
 
 

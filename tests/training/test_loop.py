@@ -127,6 +127,9 @@ def test_a_workdir_has_what_people_look_at(folder, tmp_path):
     ]
     assert list((tmp_path / "metrics").glob("events*"))
     assert find_checkpoint(tmp_path) == (4, config)
+    # Its average, of decay 0.5, holds 25 % of the initial weights at the first evaluation and 6 % at the second.
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line.partition(" step ")[2][:1] for line in lines if "weights from before the first step" in line] == ["2"]
 
 
 def test_old_checkpoints_are_rotated_out(folder, tmp_path):
