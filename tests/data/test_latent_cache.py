@@ -101,6 +101,20 @@ def test_round_trip_is_exact_to_the_dtype(tmp_path, plan, split):
     np.testing.assert_array_equal(source[-1]["moments"], read[-1]["moments"])
 
 
+def test_a_cache_without_names_of_classes_gets_them_when_it_is_checked(cache, no_fsync):
+    """Older releases wrote none."""
+    names = [str(i) for i in range(10)]
+    shards = {path: data for path, data in content(cache).items() if path.suffix == ".arrayrecord"}
+    assert encode(cache, dataclasses.replace(PLAN, data=PLAN.data | {"class_names": names})) == []
+    assert latent_cache.read_manifest(cache).data["class_names"] == names
+    assert shards.items() <= content(cache).items()
+    manifest = json.loads((cache / "manifest.json").read_text())
+    manifest["data"]["class_names"] = names[:9]
+    (cache / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="data.class_names: these cannot be"):
+        latent_cache.read_manifest(cache)
+
+
 TEXT = latent_cache.CachedText(field="caption", encoder="sha256:def", max_length=5, width=6, pooled_width=3)
 LENGTHS = [0, 5, 2]  # of the captions, in turn: the first is empty
 

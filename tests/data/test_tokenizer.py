@@ -47,6 +47,13 @@ def test_bytes_that_are_no_text_are_question_marks(tmp_path):
     assert tokenizer.cut("red \udcff flag star") == "star"
 
 
+def test_captions_are_one_whatever_code_of_unicode_they_are_written_in(tmp_path):
+    model = tokenizers.models.WordPiece({"[UNK]": 0, "é": 1}, unk_token="[UNK]")  # which does not normalise by itself
+    tokenizers.Tokenizer(model).save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(tmp_path, 5)
+    assert tokenizer.tokenize(["é", "e\u0301"])["ids"][:, 0].tolist() == [1, 1]
+
+
 def _content(path):
     return json.loads(path.read_text())
 
