@@ -30,7 +30,9 @@ from absl import logging
 from dit_jax.config import DataConfig
 from dit_jax.data.archives import check_archive
 from dit_jax.data.folder import (
-    IMAGE_SUFFIXES,  # noqa: F401  (like the other two without a use here, also imported from this file)
+    EVAL_EVERY,  # noqa: F401  (like the others without a use here, also imported from this file)
+    IMAGE_FORMATS,  # noqa: F401
+    IMAGE_SUFFIXES,  # noqa: F401
     METADATA_NAME,  # noqa: F401
     PLAIN_VERSION,
     class_folders,
