@@ -39,8 +39,8 @@ FOR_A_MOMENT = (
     errno.ENOTCONN,
     errno.EHOSTDOWN,
 )
-# What this process lacks, so that it says nothing of the file: memory, descriptors, rights.
-OUT_OF = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM)
+OUT_OF = (errno.ENOMEM, errno.EMFILE, errno.ENFILE)  # memory, descriptors
+NO_RIGHTS = (errno.EACCES, errno.EPERM)
 LITTLE = 2**20  # bytes: a disk with less is full
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what a disk without locks answers
 
@@ -171,11 +171,11 @@ def is_of_a_moment(error: BaseException) -> bool:
     return _is_one_of(error, FOR_A_MOMENT)
 
 
-def is_of_this_process(error: BaseException) -> bool:
-    """Returns whether an error is of what this process lacks: memory, descriptors, rights. The file may be good."""
+def is_of_this_process(error: BaseException, rights: bool = True) -> bool:
+    """Returns whether an error is of what this process lacks, memory, descriptors or rights: the file may be good."""
     chain = list(_chain(error))
     no_memory = any(isinstance(each, MemoryError) or "RESOURCE_EXHAUSTED" in str(each) for each in chain)
-    return no_memory or _is_one_of(error, OUT_OF)
+    return no_memory or _is_one_of(error, OUT_OF + NO_RIGHTS * rights)
 
 
 def _is_one_of(error: BaseException, numbers: tuple[int, ...]) -> bool:
@@ -187,7 +187,9 @@ def _is_one_of(error: BaseException, numbers: tuple[int, ...]) -> bool:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
+    seen = set()
+    while error is not None and id(error) not in seen:  # one that is raised twice may lead to itself
+        seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
 

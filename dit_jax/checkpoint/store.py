@@ -274,7 +274,7 @@ class Checkpoints:
 
                 error = attempt(commit, so_far=error)
                 if error:
-                    shutil.rmtree(unfinished, ignore_errors=True)
+                    _remove_unfinished(unfinished)
             error = agree(self._channel, error)[0]
             if error:
                 self._fail(step, error)
@@ -336,7 +336,7 @@ class Checkpoints:
                 if what_of(error) != DAMAGED:  # nothing is deleted as long as one is not known
                     raise
                 self._damaged.add(step)
-        good = [step for step in self.all_steps() if step not in self._damaged]
+        good = [step for step in self.all_steps() if step not in self._damaged | self._unreadable]
         keep = steps_to_keep(good, self._max_to_keep, self._keep_every, self._keep_best, metrics)
         for step in set(self.all_steps()) - keep - self._unreadable:
             self._remove(self._path / str(step))
@@ -546,6 +546,15 @@ def _wait_until_seen(folder: pathlib.Path) -> None:
     deadline = time.monotonic() + LATE_SECONDS
     while not folder.is_dir() and time.monotonic() < deadline:
         time.sleep(0.1)
+
+
+def _remove_unfinished(folder: pathlib.Path) -> None:
+    """Removes what a save has left that failed; TensorStore's threads may still write there, for a moment."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.05)
 
 
 def _sum_files(folder: pathlib.Path, wanted: Callable[[str], bool]) -> dict[str, list[int]]:

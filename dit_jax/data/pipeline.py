@@ -18,6 +18,7 @@ from dit_jax.data.bad_examples import BadExamples
 from dit_jax.data.layouts import LayoutTokenizer
 from dit_jax.data.masks import random_hole
 from dit_jax.data.tokenizer import Tokenizer
+from dit_jax.files import is_of_this_process, patiently
 
 Example = dict[str, Any]
 Transform = Callable[[Example, np.random.Generator], Example]
@@ -246,7 +247,11 @@ def _load(
     num_seen: int,
     bad_examples: BadExamples | None,
 ) -> dict[str, np.ndarray]:
-    """Returns the transformed examples at `indices`, each with the generator of its key, or with what stands in."""
+    """Returns the transformed examples at `indices`, each with the generator of its key, or with what stands in.
+
+    A disk that fails for a moment is asked again: which examples are bad must not depend on it. Nor is one bad because
+    this process lacks memory or descriptors; that is an error.
+    """
 
     def load(indices: list[int], keys: list[Any]) -> list[Example]:
         return [
@@ -258,12 +263,14 @@ def _load(
         while True:
             reader = bad_examples.reader(index)
             try:
-                return load([reader], [key])[0]
+                return patiently(functools.partial(load, [reader], [key]))[0]
             except (ValueError, OSError) as error:
+                if is_of_this_process(error, rights=False):
+                    raise
                 bad_examples.add(reader, " ".join(str(error).split()), num_seen)
 
     if bad_examples is None:
-        return _stack(load(indices, keys))
+        return _stack(patiently(lambda: load(indices, keys)))
     try:
         return _stack(load([bad_examples.reader(index) for index in indices], keys))
     except (ValueError, OSError):
