@@ -236,11 +236,12 @@ def _storage_error(error: Exception, temporary: pathlib.Path) -> int | None:
         names = [str(name) for name in (error.filename, error.filename2) if name is not None]
         is_ours = not names or any(name.startswith(str(temporary)) for name in names)
         return error.errno if is_ours else None  # of another file, which it names
+    if isinstance(error, ValueError):  # which says what it is in a line
+        return None
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS):
         if os.strerror(number) in str(error):
             return number
-    is_full = not isinstance(error, ValueError) and shutil.disk_usage(temporary.parent).free < LITTLE
-    return errno.ENOSPC if is_full else None
+    return errno.ENOSPC if shutil.disk_usage(temporary.parent).free < LITTLE else None
 
 
 @functools.cache
@@ -290,10 +291,9 @@ def read_records(path: pathlib.Path, check: Callable[[Any], Any]) -> tuple[list[
 
     What follows the last newline was not written to its end, and is neither. Of a file that is not there: nothing.
     """
-    try:
-        lines = patiently(path.read_bytes).split(b"\n")[:-1]
-    except FileNotFoundError:
+    if not path.is_file():  # nor is a pipe, or a device, read
         return [], []
+    lines = patiently(path.read_bytes).split(b"\n")[:-1]
     rows, damaged = [], []
     for line in lines:
         try:
@@ -310,7 +310,7 @@ def keep_lines(path: pathlib.Path, rows: list[Any], damaged: list[bytes], tell: 
         aside = path.with_name(f"{path.name}.damaged")
         append_whole(aside, b"".join(line + b"\n" for line in damaged))
         tell(f"warning: {len(damaged)} lines of {path} are damaged; they are set aside in {aside.name}")
-    if (path.read_bytes() if path.exists() else b"") != text.encode():
+    if (path.read_bytes() if path.is_file() else b"") != text.encode():
         write_text_whole(path, text)
 
 

@@ -85,7 +85,7 @@ class BadSteps:
         )
         rows, damaged = read_records(self._path, _checked)
         rows = [row for row in rows if row["step"] <= start_step]
-        if writes and self._path.exists():
+        if writes and self._path.is_file():
             keep_lines(self._path, rows, damaged, log)
         self.num_rollbacks = sum("rolled_back_to" in row for row in rows)
         self.follows_return = any("rolled_back_to" in row and row["step"] == start_step for row in rows)

@@ -6,7 +6,6 @@ import os
 import pathlib
 import shutil
 import subprocess
-import threading
 from unittest import mock
 
 import pytest
@@ -14,7 +13,7 @@ import pytest
 from dit_jax.checkpoint import Checkpoints, arrays, store, verify_workdir
 from dit_jax.cli.train import diffusion_task
 from dit_jax.parallel.mesh import make_mesh
-from dit_jax.parallel.preemption import RESTART
+from dit_jax.parallel.preemption import RESTART, Preemption
 from dit_jax.training import loop, reporting
 from tests.checkpoint.trees import CONFIG, abstract_on, assert_same_items, make_items, one_device, save_steps
 from tests.tiny import dit_config, make_image_folder
@@ -152,27 +151,32 @@ def test_a_run_whose_disk_fills_up_goes_on_says_so_and_saves_again_when_there_is
     config = dit_config(make_image_folder(tmp_path / "images"), max_checkpoints=2)
     mesh = make_mesh(config.mesh)
 
-    def train(num_train_steps: int, full_at: int, stop: int | None = None) -> str:
-        """Trains on to a step, with a full disk when that of `full_at` is saved; returns what it told.
+    real_save = Checkpoints.save
 
-        stop: the step after which the run is asked to make way.
+    def train(num_train_steps: int, full_at: int, stays: bool = False, stop: int | None = None) -> str:
+        """Trains on to a step, with a disk that is full when that of `full_at` is saved; returns what it told.
+
+        stays: full, after that save. stop: the step after which the run is asked to make way.
         """
-        steps = iter(range(2, num_train_steps + 1, 2) if not read_steps() else range(num_train_steps, 99))
 
-        def draw(_) -> dict:  # after every second step, just before its checkpoint
-            (disk / "filler").unlink(missing_ok=True)
-            if next(steps) == full_at:
-                for thread in threading.enumerate():  # the save before this one is to be complete
-                    if thread.name.startswith("save_"):
-                        thread.join()
+        def save(checkpoints: Checkpoints, step: int, *args, **options) -> None:
+            checkpoints.settle()  # the save before this one is to be complete
+            if step == full_at:
                 fill(disk)
-            return {}
+            real_save(checkpoints, step, *args, **options)
+            if step == full_at and not stays:
+                checkpoints.settle()
+                (disk / "filler").unlink()
 
+        class Asked(Preemption):
+            def stops_after(self, step: int) -> bool:
+                return step == stop
+
+        monkeypatch.setattr(Checkpoints, "save", save)
         training = dataclasses.replace(config.training, num_train_steps=num_train_steps)
         longer = dataclasses.replace(config, training=training)
-        task = dataclasses.replace(diffusion_task(longer, mesh, disk), draw=draw)
-        preemption = mock.Mock(stops_after=lambda step: step == stop)
-        loop.train(longer, disk, task, mesh, preemption=preemption)
+        task = dataclasses.replace(diffusion_task(longer, mesh, disk), draw=lambda _: {})
+        loop.train(longer, disk, task, mesh, preemption=Asked())
         return capsys.readouterr().err
 
     def read_steps() -> list[int]:
@@ -187,14 +191,14 @@ def test_a_run_whose_disk_fills_up_goes_on_says_so_and_saves_again_when_there_is
     assert not list((disk / "checkpoints").glob("*tmp*"))
 
     with pytest.raises(ValueError, match="step 10 could not be saved .*; the one of step 8 is still there"):
-        train(10, full_at=10)
+        train(10, full_at=10, stays=True)
     assert read_steps() == [6, 8]
     (disk / "filler").unlink()
     told = train(10, full_at=0)
     assert "resuming from the checkpoint of step 8 of 10" in told and read_steps() == [8, 10]
 
     with pytest.raises(SystemExit) as ended:
-        train(14, full_at=14, stop=12)  # full at the first picture, which is of step 12
+        train(14, full_at=12, stays=True, stop=12)
     assert ended.value.code == RESTART and read_steps() == [8, 10]
     told = capsys.readouterr().err
     assert "step 12 could not be saved" in told and "asked to make way after step 12" in told

@@ -45,6 +45,20 @@ def test_a_broken_line_before_the_last_is_named(tmp_path):
         history.read_metrics(tmp_path)
 
 
+@pytest.mark.parametrize("byte", [b"\xff", b"{", b"\n"])
+def test_a_damaged_line_is_set_aside_with_a_word_and_blocks_no_resume(byte, tmp_path):
+    write_run(tmp_path, [10, 20, 30])
+    path, told = history.metrics_path(tmp_path), []
+    content = path.read_bytes()
+    content = content[:5] + byte + content[6:]
+    path.write_bytes(content)
+    assert history.resume_metrics(tmp_path, 30, told.append) == 3.0
+    assert [row["step"] for row in history.read_metrics(tmp_path)] == [20, 30]
+    assert len(told) == 1 and "set aside in metrics.jsonl.damaged" in told[0]
+    aside = path.with_name("metrics.jsonl.damaged").read_bytes()
+    assert content.startswith(aside) and aside.count(b"\n") == 1 + (byte == b"\n")
+
+
 def test_a_directory_without_metrics_is_named(tmp_path):
     with pytest.raises(ValueError, match="must be the --workdir"):
         history.read_metrics(tmp_path)

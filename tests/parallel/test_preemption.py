@@ -15,7 +15,7 @@ import pytest
 
 from dit_jax.checkpoint import find_checkpoint
 from dit_jax.config import config_to_dict
-from dit_jax.parallel.preemption import RESTART, Preemption
+from dit_jax.parallel.preemption import INTERRUPTED, RESTART, Preemption
 from tests.tiny import dit_config, make_image_folder
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -123,6 +123,54 @@ def test_a_process_that_compiles_is_ended(state, signals, code):
         process.send_signal(signal.SIGTERM)
         time.sleep(0.5)  # else the kernel makes one of the two
     assert process.wait(LIMIT_SECONDS) == code
+
+
+HANGS = """
+import sys, threading
+from dit_jax.parallel import preemption
+preemption.PATIENCE_SECONDS = 0
+with preemption.Preemption() as asked:
+    asked.stops()
+    with asked.interruptible(lambda: print("saved", flush=True)):
+        print("ready", flush=True)
+        threading.Event().wait()
+"""
+
+
+def test_what_hangs_in_an_evaluation_is_ended_after_it_was_saved():
+    process = subprocess.Popen([sys.executable, "-c", HANGS], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "saved\n" and process.wait(LIMIT_SECONDS) == RESTART
+
+
+INTERRUPTS = """
+import time
+from dit_jax.parallel import preemption
+with preemption.Preemption(interrupts=True) as asked:
+    asked.stops()
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    command = [sys.executable, "-c", INTERRUPTS]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert "Ctrl-C again ends at once" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(LIMIT_SECONDS) == INTERRUPTED
+
+
+def test_the_programs_end_does_not_wait_for_a_thread_that_hangs():
+    script = "import sys, threading\nfrom dit_jax.cli import main\n"
+    script += "def run_verb(*_):\n  threading.Thread(target=threading.Event().wait).start()\n  sys.exit(75)\n"
+    script += "main.run_verb = run_verb\nmain.main()"
+    environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # else it starts itself anew
+    done = subprocess.run([sys.executable, "-c", script], timeout=LIMIT_SECONDS, check=False, env=environment)
+    assert done.returncode == RESTART
 
 
 @pytest.mark.parametrize("num_processes", [1, 4])

@@ -14,7 +14,7 @@ from dit_jax.metrics.history import read_metrics
 from dit_jax.parallel.mesh import make_mesh, put_batch
 from dit_jax.training import loop
 from dit_jax.training.autoencoder_step import make_autoencoder_gradients, make_observe
-from dit_jax.training.bad_steps import read_bad_steps
+from dit_jax.training.bad_steps import FILE, BadSteps, read_bad_steps
 from dit_jax.training.diffusion_step import make_diffusion_loss
 from dit_jax.training.loop import build_update
 from dit_jax.training.replay import replay
@@ -108,6 +108,48 @@ def test_spikes_are_skipped_where_the_config_asks_for_it():
         skipped.append(float(metrics["skipped"]))
         assert (bits(state) == before) is bool(skipped[-1])
     assert skipped == [0.0] * (SPIKE_WINDOW + 4) + [1.0, 0.0]
+
+
+SKIPPED = {"skipped": 1.0, "loss": float("nan"), "grad_norm": 1.0}
+LINES = (
+    '{"step": 3, "batch": 2, "seed": 0, "reason": "loss is nan", "loss": NaN, "grad_norm": NaN, "examples": [1]}\n'
+    '{"step": 4, "batch": 3, "seed": 0, "reason": "loss is nan", "loss": NaN, "grad_norm": NaN, "examples": [2]}\n'
+)
+
+
+def test_a_line_that_a_kill_has_cut_is_mended_and_its_step_comes_again(tmp_path):
+    path = tmp_path / FILE
+    for cut in range(len(LINES)):
+        path.write_text(LINES + '{"step": 5, "reason": "loss is nan"}\n'[: cut % 30])
+        BadSteps(tmp_path, 4, 0).add(5, SKIPPED)
+        assert [row["step"] for row in read_bad_steps(tmp_path)] == [3, 4, 5]
+
+
+def test_a_damaged_line_is_set_aside_with_a_word_and_blocks_no_start(tmp_path):
+    path, told = tmp_path / FILE, []
+    for place, byte in ((0, 0xFF), (10, ord("{")), (len(LINES) // 2 - 2, ord("x"))):
+        content = bytearray(LINES.encode())
+        content[place] = byte
+        path.write_bytes(content)
+        assert BadSteps(tmp_path, 4, 0, log=told.append).row == [4]
+        assert [row["step"] for row in read_bad_steps(tmp_path)] == [4]
+    assert len(told) == 3 and all("set aside in bad_steps.jsonl.damaged" in line for line in told)
+    assert (tmp_path / f"{FILE}.damaged").read_bytes().count(b"\n") == 3
+
+
+def test_a_full_disk_ends_no_run_and_its_bad_steps_are_recorded_when_there_is_room(tmp_path):
+    path, told = tmp_path / FILE, []
+    path.symlink_to("/dev/full")
+    bad_steps = BadSteps(tmp_path, 0, 0, log=told.append)
+    for step in (1, 2):
+        assert bad_steps.add(step, SKIPPED) == "loss is nan"
+    assert bad_steps.row == [1, 2] and len(told) == 1 and "No space left on device" in told[0] and str(path) in told[0]
+    with pytest.raises(OSError, match="No space left on device"):
+        bad_steps.add_rollback(0)  # without a record of it, the run would go back for ever
+    bad_steps._unwritten.pop()
+    path.unlink()
+    bad_steps.write_left()
+    assert [row["step"] for row in read_bad_steps(tmp_path)] == [1, 2]
 
 
 NUM_STEPS = 14
