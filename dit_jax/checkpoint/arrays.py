@@ -9,6 +9,7 @@ import logging
 import math
 import pathlib
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -34,7 +35,10 @@ READ_BACK_BYTES = 1 << 29  # in memory at once, where arrays are read to be comp
 
 def _is_news(record: logging.LogRecord) -> bool:
     """Returns False for errors that Orbax raises too: on a full disk it logs one of each array, with its trace."""
-    from_orbax = record.levelno == logging.ERROR and "orbax" in record.pathname
+    # Some versions of absl name themselves as the place that logs: the error's trace knows better.
+    trace = record.exc_info[2] if record.exc_info else None
+    places = [record.pathname, *(frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace))]
+    from_orbax = record.levelno == logging.ERROR and any("orbax" in place for place in places)
     return not from_orbax and "exception was never retrieved" not in str(record.msg)
 
 

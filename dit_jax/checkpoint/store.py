@@ -549,12 +549,11 @@ def _wait_until_seen(folder: pathlib.Path) -> None:
 
 
 def _remove_unfinished(folder: pathlib.Path) -> None:
-    """Removes what a save has left that failed; TensorStore's threads may still write there, for a moment."""
-    for _ in range(20):
+    """Removes what a save has left that failed; TensorStore's threads may make it anew, for a moment."""
+    for _ in range(10):
         shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
-            return
-        time.sleep(0.05)
+        time.sleep(0.1)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sum_files(folder: pathlib.Path, wanted: Callable[[str], bool]) -> dict[str, list[int]]:
