@@ -24,7 +24,7 @@ tokens, none for padding, and of their `pooled` state [P].
 
 import concurrent.futures
 import dataclasses
-import hashlib
+import functools
 import json
 import os
 import pathlib
@@ -41,7 +41,15 @@ import numpy as np
 
 from dit_jax.config import dataclass_from_json
 from dit_jax.data.sources import Source
-from dit_jax.files import file_lock, read_json, write_text_whole, written_whole
+from dit_jax.files import (
+    file_lock,
+    is_of_this_process,
+    patiently,
+    read_json,
+    sha256_of,
+    write_text_whole,
+    written_whole,
+)
 
 FORMAT_VERSION = 2
 PLAN_NAME, MANIFEST_NAME, LOCKS_DIR = "encoding.json", "manifest.json", ".locks"
@@ -193,7 +201,7 @@ class LatentCacheWriter:
     def is_intact(self, shard: Shard) -> bool:
         """Returns whether a shard is there and has the SHA-256 that it was written with."""
         sidecar = self._read_sidecar(shard)
-        return sidecar is not None and _sha256(self.path / shard.file) == sidecar["sha256"]
+        return sidecar is not None and sha256_of(self.path / shard.file) == sidecar["sha256"]
 
     def discard(self, shards: Sequence[Shard]) -> None:
         """Takes back damaged shards, and with them the manifest, so that they are written again."""
@@ -263,7 +271,7 @@ class LatentCacheWriter:
             sidecar = {
                 "count": count,
                 "bytes": temporary.stat().st_size,
-                "sha256": _sha256(temporary),
+                "sha256": sha256_of(temporary),
                 "sums": sums.tolist(),
             }
         # Only now: the sidecar must not reach the disk before what it speaks of.
@@ -468,7 +476,7 @@ class _Latents(Source):
         self._num_classes, self._text = manifest.data["num_classes"], manifest.text
         shards = manifest.shards[split]
         with concurrent.futures.ThreadPoolExecutor() as threads:  # a shared disk takes its time for each
-            list(threads.map(self._check, shards))
+            list(threads.map(lambda shard: patiently(functools.partial(self._check, shard)), shards))
         # With its range in the name, a file is not opened a second time to count its records.
         self._records = ArrayRecordDataSource([f"{path / shard.file}[0:{shard.count}]" for shard in shards])
 
@@ -481,7 +489,7 @@ class _Latents(Source):
                 return [self._example(self._records[index]) for index in indices]
             return [self._example(record) for record in self._records.__getitems__(indices)]
         except (RuntimeError, ValueError, KeyError, TypeError) as error:  # ArrayRecord's checksums; no record of ours
-            raise self._damaged(self._name, f"damaged ({' '.join(str(error).split())})") from error
+            raise self._unreadable(self._name, error) from error
 
     def _example(self, record: bytes) -> dict[str, Any]:
         example = msgpack.unpackb(record)
@@ -513,9 +521,16 @@ class _Latents(Source):
             count = reader.num_records()
             reader.close()
         except RuntimeError as error:
-            raise self._damaged(shard.file, f"damaged ({' '.join(str(error).split())})") from error
+            raise self._unreadable(shard.file, error) from error
         if count != shard.count:
             raise self._damaged(shard.file, f"damaged ({count} records instead of {shard.count})")
+
+    def _unreadable(self, what: str, error: Exception) -> ValueError:
+        reason = " ".join(str(error).split())
+        if is_of_this_process(error):
+            lacks = "free memory, raise the limit of open files (ulimit -n) or mend the rights"
+            return ValueError(f"{what} of latent cache {self._path} cannot be read ({reason}); {lacks}")
+        return self._damaged(what, f"damaged ({reason})")
 
     def _damaged(self, what: str, how: str) -> ValueError:
         return ValueError(f"{what} of latent cache {self._path} is {how}; {_remedy(self._path)}")
@@ -531,11 +546,6 @@ def _sums(stored: np.ndarray, stochastic: bool) -> np.ndarray:
     mean, log_variance = np.split(moments, 2, axis=-1) if stochastic else (moments, None)
     variance = np.exp(log_variance) if stochastic else np.zeros_like(mean)
     return np.stack([x.sum(axis=tuple(range(x.ndim - 1))) for x in (mean, mean**2, variance)])
-
-
-def _sha256(file: pathlib.Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _to_json(values: dict[str, Any]) -> str:

@@ -49,7 +49,7 @@ from dit_jax.data.folder import (
     split_root,
 )
 from dit_jax.data.transforms import CROP
-from dit_jax.files import file_lock, user_path
+from dit_jax.files import file_lock, is_of_this_process, user_path
 from dit_jax.terminal import silence_tensorflow, tell
 
 # TFDS name -> where Debian's package of the data set puts its raw files (Debian "dataset-fashion-mnist").
@@ -251,9 +251,10 @@ class _TfdsSource(Source):
         try:
             records = self._records.__getitems__(indices)
         except RuntimeError as error:  # what ArrayRecord raises for a missing or damaged file
-            raise ValueError(
-                f"cannot read {self._name}: {one_line(error)}; delete {self._folder} to prepare it anew"
-            ) from error
+            remedy = f"delete {self._folder} to prepare it anew"
+            if is_of_this_process(error):
+                remedy = "free memory, raise the limit of open files (ulimit -n) or mend the rights"
+            raise ValueError(f"cannot read {self._name}: {one_line(error)}; {remedy}") from error
         return [self._example(record, index) for record, index in zip(records, indices, strict=True)]
 
     def _example(self, record: bytes, index: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import warnings
 
 import jax
 import pytest
@@ -12,6 +13,16 @@ import pytest
 from dit_jax.config import config_to_dict
 from dit_jax.parallel.compilation_cache import DIRECTORY, MIN_SECONDS, use_compilation_cache
 from tests.tiny import dit_config, make_image_folder
+
+
+def test_a_cache_that_cannot_be_written_costs_one_line(capsys):
+    use_compilation_cache(None)
+    for name in "fg":
+        text = f"Error writing persistent compilation cache entry for 'jit_{name}': OSError: No space left on device"
+        warnings.showwarning(UserWarning(text), UserWarning, "compiler.py", 1)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "No space left on device" in line
+
 
 ROOT = pathlib.Path(__file__).parents[2]
 COUNTING_START = """
