@@ -34,7 +34,6 @@ from dit_jax.data.folder import (
     IMAGE_FORMATS,  # noqa: F401
     IMAGE_SUFFIXES,  # noqa: F401
     METADATA_NAME,  # noqa: F401
-    PLAIN_VERSION,
     class_folders,
     decode,
     describe_left_out,
@@ -48,6 +47,7 @@ from dit_jax.data.folder import (
     reads_as_stored,
     split_root,
 )
+from dit_jax.data.identity import file_sums, folder_identity
 from dit_jax.data.transforms import CROP
 from dit_jax.files import file_lock, is_of_this_process, user_path
 from dit_jax.terminal import silence_tensorflow, tell
@@ -119,21 +119,25 @@ def is_prepared(data: DataConfig) -> bool:
 
 
 def source_identity(data: DataConfig) -> dict[str, Any]:
-    """Returns what determines the images of a run, as JSON values: the same on every machine that has the same data."""
-    identity = {"name": data.name}
+    """Returns what determines the images of a run, as JSON values: the same on every machine that has the same data.
+
+    Of a folder it is the content of its files, and of `data.extra_fields` and maps (`data.identity`).
+    """
+    splits = data.train_split, data.eval_split
     if is_folder(data.name):
-        files = {split: _names(data, split) for split in (data.train_split, data.eval_split)}
-        names = "\n".join(f"{split} {name}" for split in files for name, _ in files[split])
-        rules = PLAIN_VERSION if reads_as_stored(data) else "files-"
-        identity["version"] = rules + hashlib.sha256(names.encode()).hexdigest()[:16]
-        identity["splits"] = {split: len(files[split]) for split in files}
+        files = {split: list_split(data, split).files for split in splits}
+        fields = {split: folder_fields(data, [path for path, _ in files[split]]) for split in splits}
+        identity = folder_identity(data.name, files, fields)
         if not reads_as_stored(data):
             identity["background"] = list(data.background)
     else:
         prepared = _prepared(data)
-        identity["version"] = prepared.builder.info.full_name
-        identity["splits"] = {split: len(_TfdsSource(data, split)) for split in (data.train_split, data.eval_split)}
-        identity["shipped_subset"] = prepared.is_shipped_subset
+        identity = {
+            "name": data.name,
+            "version": prepared.builder.info.full_name,
+            "splits": {split: len(_TfdsSource(data, split)) for split in splits},
+            "shipped_subset": prepared.is_shipped_subset,
+        }
     return identity | {
         "class_names": class_names(data),
         "image_size": data.image_size,
@@ -153,12 +157,9 @@ def class_names(data: DataConfig) -> list[str]:
 
 
 def content_digest(data: DataConfig, split: str) -> str:
-    """Returns a SHA-256 of the images of a split: of a folder's names and bytes, of a TFDS data set's version.
-
-    Unlike `source_identity` it reads every file of a folder.
-    """
+    """Returns a SHA-256 of the images of a split: of a folder's names and bytes, of a TFDS data set's version."""
     if is_folder(data.name):
-        return hash_files(_names(data, split))
+        return hash_files(_names(data, split), pathlib.Path(user_path(data.name)))
     prepared = _prepared(data)
     size = len(_TfdsSource(data, split))
     facts = prepared.builder.info.full_name, split, size, prepared.is_shipped_subset
@@ -182,12 +183,14 @@ def tfds_classes(data: DataConfig) -> tuple[int, int]:
     )
 
 
-def hash_files(files: Iterable[tuple[str, pathlib.Path]]) -> str:
-    """Returns a SHA-256 of (name, file) pairs, of the names and the files' content."""
-    digest = hashlib.sha256()
-    for name, path in files:
-        with path.open("rb") as file:
-            digest.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+def hash_files(files: Iterable[tuple[str, pathlib.Path]], root: pathlib.Path | None = None) -> str:
+    """Returns a SHA-256 of (name, file) pairs, of the names and the files' content.
+
+    root: the folder that all are in, of which what has not changed is not read again; None: all are read.
+    """
+    files, digest = list(files), hashlib.sha256()
+    for (name, _), found in zip(files, file_sums([path for _, path in files], root), strict=True):
+        digest.update(f"{name}\0{found}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
