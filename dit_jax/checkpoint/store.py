@@ -14,10 +14,11 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 
 from dit_jax.checkpoint import arrays
 from dit_jax.checkpoint.agreement import agree, first_error, is_first, name_first, share_of_processes
@@ -462,6 +463,29 @@ class Checkpoints:
             if fault := _first_difference(item, found, manifest):
                 raise DamagedCheckpoint(fault)
         return manifest
+
+    def read_alone(self, step: int, choose: Sequence[str]) -> tuple[Config, dict[str, np.ndarray]]:
+        """Returns the config of a checkpoint, and by name the arrays of the first item of `choose` that it holds.
+
+        Both are compared with the manifest, by this process alone and without any device.
+
+        Raises:
+          DamagedCheckpoint: where something differs.
+        """
+        folder = self._path / str(step)
+        try:
+            manifest = read_manifest(folder)
+            item = next((name for name in choose if (folder / name).is_dir()), choose[-1])
+            if manifest:
+                check_files(folder, manifest, {item, CONFIG, MANIFEST})
+            config = config_from_dict(read_json(folder / CONFIG / FILE, f"{CONFIG}/{FILE}"))
+            found = dict(arrays.read_back(folder / item, (0, 1)))
+            contents = {name: content_of(array) for name, array in found.items()}
+            if manifest and (fault := _first_difference(item, contents, manifest)):
+                raise DamagedCheckpoint(fault)
+        except Exception as error:  # see `attempt`
+            raise self._damage(step, describe(error)) from error
+        return config, found
 
     def _checked_manifest(self, step: int, items: set[str]) -> Manifest | None:
         folder = self._path / str(step)

@@ -102,6 +102,23 @@ def restore_eval_params(workdir: str | os.PathLike, step: int, abstract: Params)
     return checkpoints.restore(step, {name: abstract})[name]
 
 
+def read_alone(workdir: str | os.PathLike) -> tuple[Config, dict[str, np.ndarray]]:
+    """Returns the config and, by name, the weights for evaluation of a workdir's newest good checkpoint.
+
+    They are compared with its manifest, by this process alone and without any device.
+
+    Raises:
+      ValueError: where there is no checkpoint, or none that is intact.
+    """
+    checkpoints, damaged = Checkpoints(workdir), []
+    for step in reversed(checkpoints.all_steps()):
+        try:
+            return checkpoints.read_alone(step, EVAL_ITEMS)
+        except DamagedCheckpoint as error:
+            damaged.append(str(error))
+    raise ValueError("; ".join(damaged) or f"{workdir} has no checkpoint")
+
+
 def params_digest(params: Params) -> str:
     """Returns a SHA-256 of the parameters' names, shapes and content: the identity of a trained network."""
     digest = hashlib.sha256()

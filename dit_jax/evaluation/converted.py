@@ -26,7 +26,7 @@ from dit_jax.config import (
     check_config,
 )
 from dit_jax.evaluation import converted_unet
-from dit_jax.evaluation.loaded import AUTOENCODER_DIR, copy_weights
+from dit_jax.evaluation.loaded import AUTOENCODER_DIR, copy_weights, stored_digest
 from dit_jax.files import read_json, written_whole
 from dit_jax.models.build import abstract_params, build_dit
 from dit_jax.nn.embeddings import sincos_2d
@@ -72,6 +72,7 @@ def import_weights(
         _, autoencoder_config = find_checkpoint(autoencoder)
         if autoencoder_config.stage != "autoencoder":
             raise ValueError(f"--autoencoder={autoencoder} is a run of stage {autoencoder_config.stage!r}")
+        config = with_autoencoder(config, autoencoder)
     with written_whole(output) as temporary:
         temporary.mkdir()
         if autoencoder:
@@ -80,6 +81,22 @@ def import_weights(
         with Checkpoints(temporary, max_to_keep=1) as checkpoints:
             checkpoints.save(0, {"params": params}, config)
     return notes
+
+
+def with_autoencoder(config: Config, workdir: str) -> Config:
+    """Returns a denoiser's config that records which autoencoder its latents are of; ValueError where it names another.
+
+    Of a model of pixels, which has no latents, it is the config itself.
+    """
+    if config.latents is None:
+        return config
+    digest = stored_digest(workdir)
+    if config.latents.autoencoder not in (None, digest):
+        raise ValueError(
+            f"--autoencoder={workdir} is {digest!r}, but config.latents.autoencoder={config.latents.autoencoder!r}; "
+            "give that one"
+        )
+    return dataclasses.replace(config, latents=dataclasses.replace(config.latents, autoencoder=digest))
 
 
 def export_weights(kind: str, workdir: pathlib.Path, output: pathlib.Path) -> None:

@@ -1,6 +1,7 @@
 """A trained model in a notebook's hands: `dit_jax.load(workdir)`."""
 
 import dataclasses
+import math
 import os
 import pathlib
 import shutil
@@ -19,10 +20,13 @@ from dit_jax.checkpoint import (
     Checkpoints,
     DamagedCheckpoint,
     find_checkpoint,
+    params_digest,
     print_line,
+    read_alone,
     read_newest_good,
     restore_eval_params,
 )
+from dit_jax.checkpoint.content import leaf_name
 from dit_jax.config import MIN_TILE, Config, MeshConfig, SamplingConfig, for_platform
 from dit_jax.data.classes import class_number
 from dit_jax.evaluation.generate import (
@@ -38,7 +42,12 @@ from dit_jax.evaluation.generate import (
     override_sampling,
 )
 from dit_jax.evaluation.given import Given
-from dit_jax.evaluation.text_encoders import TEXT_ENCODER_DIR, CaptionEncoder, load_caption_encoder
+from dit_jax.evaluation.text_encoders import (
+    TEXT_ENCODER_DIR,
+    CaptionEncoder,
+    check_text_encoder,
+    load_caption_encoder,
+)
 from dit_jax.files import user_path
 from dit_jax.models.autoencoder import Codec
 from dit_jax.models.averages import average_decays, initial_share_note, length_name, reconstruction_weights
@@ -299,19 +308,57 @@ def load(
     elif config.latents is None or not (workdir / AUTOENCODER_DIR).is_dir():
         codec = None
     else:
-        codec = load_codec(workdir / AUTOENCODER_DIR, config.latents.scale, mesh)
+        latents = config.latents
+        codec = load_codec(workdir / AUTOENCODER_DIR, latents.scale, mesh, digest=latents.autoencoder)
     text = config.conditions and config.conditions.text
-    has_encoder = text and (workdir / TEXT_ENCODER_DIR).is_dir()
-    captions = load_caption_encoder(text, workdir / TEXT_ENCODER_DIR) if has_encoder else None
+    captions = None
+    if text and (workdir / TEXT_ENCODER_DIR).is_dir():
+        captions = load_caption_encoder(text, workdir / TEXT_ENCODER_DIR)
+        check_text_encoder(text, workdir / TEXT_ENCODER_DIR)
     return LoadedModel(config, params, step, codec, mesh, captions, notes)
 
 
-def load_codec(workdir: str | os.PathLike, scale: float, mesh: Mesh, step: int | None = None) -> Codec:
-    """Returns the autoencoder of a workdir's newest good checkpoint (or of `step`), for latents times `scale`."""
+def load_codec(
+    workdir: str | os.PathLike, scale: float, mesh: Mesh, step: int | None = None, digest: str | None = None
+) -> Codec:
+    """Returns the autoencoder of a workdir's newest good checkpoint (or of `step`), for latents times `scale`.
+
+    digest: of the autoencoder that the latents are of (`params_digest`); None, as old conversions have it: any.
+
+    Raises:
+      ValueError: where it is another one.
+    """
     config, params, _, _ = _load_params(workdir, step, mesh)
     if config.stage != "autoencoder":
         raise ValueError(f"{workdir} is of stage {config.stage!r}; an autoencoder's workdir is needed here")
+    found = digest and params_digest(params)
+    if found != digest:
+        raise ValueError(
+            f"{workdir} must be the autoencoder of the latents (config.latents.autoencoder={digest!r}), but is another "
+            f"({found!r}); put the right one there"
+        )
     return Codec(params, build_autoencoder(config.autoencoder, config.data.channels), scale)
+
+
+def stored_digest(workdir: str | os.PathLike) -> str:
+    """Returns the `params_digest` of an autoencoder's workdir as `load_codec` would read it.
+
+    This process alone reads it, and no device is used.
+
+    Raises:
+      ValueError: where there is none, or it is damaged.
+    """
+    config, found = read_alone(workdir)
+    if config.stage != "autoencoder":
+        raise ValueError(f"{workdir} is of stage {config.stage!r}, not an autoencoder")
+
+    def leaf(path: tuple, wanted: jax.ShapeDtypeStruct) -> np.ndarray:
+        array = found.get(leaf_name(path))
+        if array is None or array.size != math.prod(wanted.shape):
+            raise ValueError(f"{workdir} is of another network: it has no {leaf_name(path)} {wanted.shape}")
+        return array.reshape(wanted.shape).astype(wanted.dtype)
+
+    return params_digest(jax.tree_util.tree_map_with_path(leaf, abstract_params(config)))
 
 
 def copy_weights(workdir: str | os.PathLike, target: pathlib.Path) -> None:

@@ -85,8 +85,18 @@ def text_digest(text: TextConfig, folder: str | os.PathLike) -> str:
     return hash_files((name, pathlib.Path(folder) / name) for name in text_files(text))
 
 
+def check_text_encoder(text: TextConfig, folder: str | os.PathLike) -> None:
+    """Raises ValueError where a folder is not what the config recorded; one that recorded nothing takes any."""
+    found = text.encoder and text_digest(text, folder)
+    if found != text.encoder:
+        raise ValueError(
+            f"{folder} must be the text encoder of the run (config.conditions.text.encoder={text.encoder!r}), but is "
+            f"another ({found!r}); put the right one there"
+        )
+
+
 def copy_text_encoder(text: TextConfig, folder: str | os.PathLike, target: pathlib.Path) -> None:
-    """Copies what a config needs of a folder to a new one."""
+    """Copies what a config needs of a folder to another; each file is there as a whole or not at all."""
     target.mkdir(exist_ok=True)
     for name in text_files(text):
         with written_whole(target / name) as temporary:
