@@ -59,9 +59,10 @@ def run(args: argparse.Namespace) -> None:
 
     from dit_jax.checkpoint import find_checkpoint, read_newest_good
     from dit_jax.config import MeshConfig
-    from dit_jax.data.latent_cache import CachedText, LatentCacheWriter
-    from dit_jax.data.sources import prepare
-    from dit_jax.evaluation.loaded import AUTOENCODER_DIR, load_codec
+    from dit_jax.data.identity import in_form_of, is_of_names
+    from dit_jax.data.latent_cache import CachedText, LatentCacheWriter, recorded_version
+    from dit_jax.data.sources import prepare, source_identity
+    from dit_jax.evaluation.loaded import AUTOENCODER_DIR, load_codec, stored_digest
     from dit_jax.evaluation.text_encoders import TEXT_ENCODER_DIR, copy_text_encoder, load_caption_encoder, text_digest
     from dit_jax.parallel.compilation_cache import use_compilation_cache
     from dit_jax.parallel.mesh import batch_shards, make_mesh
@@ -71,7 +72,12 @@ def run(args: argparse.Namespace) -> None:
     check_autoencoder(config, autoencoder_config, args.autoencoder)
     text = config.conditions and config.conditions.text
     captions = load_caption_encoder(text, text.path) if text and text.transformer is None else None
-    print(prepare(config.data), file=sys.stderr if args.json else sys.stdout, flush=True)
+    recorded = recorded_version(args.output)
+    if is_of_names(recorded):  # what is missing must be listed as older versions did
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, version=recorded))
+    notes = sys.stderr if args.json else sys.stdout
+    print(prepare(config.data), file=notes, flush=True)
+    identity = source_identity(config.example_data)
     if jax.process_count() > 1:  # JAX on a TPU slice; checkpoints would wait for the others
         raise ValueError(
             f"encode works on each host by itself, but this TPU worker is one of {jax.process_count()}; for a host of "
@@ -83,16 +89,27 @@ def run(args: argparse.Namespace) -> None:
     encoder = ShardEncoder(config.example_data, codec, mesh, batch_size, captions and (captions, text.caption_field))
     # A codebook's latents are what they are; other autoencoders give a distribution of them.
     stochastic = autoencoder_config.autoencoder.codebook is None
-    plan = make_plan(encoder, stochastic, args.dtype, args.shard_size)
+    plan = make_plan(encoder, stochastic, args.dtype, args.shard_size, identity)
     if captions:
         width = text.frozen_width
         cached = CachedText(text.caption_field, text_digest(text, text.path), text.max_length, width, width)
         plan = dataclasses.replace(plan, text=cached)
     writer = LatentCacheWriter(args.output, plan)
     if captions:
-        writer.write_folder(TEXT_ENCODER_DIR, lambda folder: copy_text_encoder(text, text.path, folder))
+        writer.write_folder(
+            TEXT_ENCODER_DIR,
+            lambda folder: copy_text_encoder(text, text.path, folder),
+            lambda folder: text_digest(text, folder) == plan.text.encoder,
+        )
+
+    def is_intact(folder: pathlib.Path) -> bool:
+        try:
+            return stored_digest(folder) == plan.autoencoder
+        except ValueError:
+            return False
+
     writer.write_folder(
-        AUTOENCODER_DIR, lambda folder: export_autoencoder(codec.params, step, autoencoder_config, folder)
+        AUTOENCODER_DIR, lambda folder: export_autoencoder(codec.params, step, autoencoder_config, folder), is_intact
     )
     damaged = find_damaged(writer) if writer.was_complete else []
     if damaged:
@@ -100,13 +117,23 @@ def run(args: argparse.Namespace) -> None:
     start = time.perf_counter()
     num_encoded = encode_missing(writer, encoder)
     seconds = time.perf_counter() - start
+    if num_encoded and in_form_of(identity, source_identity(config.example_data)) != identity:
+        raise ValueError(
+            f"the images in {config.data.name} must not change while they are encoded, but did; delete {args.output} "
+            "and run the command again"
+        )
     manifest = writer.finish()
+    if is_of_names(manifest.data["version"]):
+        print(
+            f"{args.output} is of an older version: of its images the names were compared, their content is unknown",
+            file=notes,
+        )
     figures = {
         "output": args.output,
         "images": sum(manifest.splits.values()),
         "encoded": num_encoded,  # by this process
         "bad_examples": sum(map(len, encoder.bad_examples.values())),  # that it met, with another's latents instead
-        "damaged": [shard.file for shard in damaged],
+        "damaged": [*writer.mended, *(shard.file for shard in damaged)],
         "seconds": seconds,
         "images_per_second": num_encoded / seconds,
         "latent_shape": manifest.latent_shape,
@@ -124,7 +151,7 @@ def describe(figures: dict, was_complete: bool) -> str:
     lines = []
     if damaged:
         names = ", ".join(damaged[:3]) + (f" and {len(damaged) - 3} more" if len(damaged) > 3 else "")
-        lines.append(f"damaged or missing, and encoded again: {names}")
+        lines.append(f"damaged or missing, and {'encoded' if figures['encoded'] else 'written'} again: {names}")
     if figures["encoded"]:
         lines.append(
             f"encoded {figures['encoded']} images in {figures['seconds']:.1f} s "
@@ -245,18 +272,17 @@ class ShardEncoder:
             yield without_padding(*encoded)
 
 
-def make_plan(encoder: ShardEncoder, stochastic: bool, dtype: str, shard_size: int) -> "Plan":
-    """Returns what decides the bytes of the cache."""
+def make_plan(encoder: ShardEncoder, stochastic: bool, dtype: str, shard_size: int, identity: dict) -> "Plan":
+    """Returns what decides the bytes of the cache; identity: of its images."""
     import jax
 
     from dit_jax.checkpoint import params_digest
     from dit_jax.data.latent_cache import Plan
-    from dit_jax.data.sources import source_identity
 
     num_flips, height, width, depth = encoder.shape
     device = encoder.mesh.devices.flat[0]
     return Plan(
-        data=source_identity(encoder.data),
+        data=identity,
         train_split=encoder.data.train_split,
         autoencoder=params_digest(encoder.codec.params),
         latent_shape=(height, width, depth // 2 if stochastic else depth),

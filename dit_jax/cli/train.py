@@ -4,12 +4,15 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import os
 import pathlib
 import re
+import shutil
+import sys
 import typing
 
 from dit_jax.cli.main import add_config_argument, load_run_config, path_flag
-from dit_jax.config import Config, DataConfig, TextConfig, check_platform, fixed_differences
+from dit_jax.config import Config, TextConfig, check_platform, fixed_differences
 from dit_jax.data.classes import describe_classes
 from dit_jax.files import only_one, user_path, written_whole
 from dit_jax.parallel.preemption import Preemption
@@ -72,8 +75,9 @@ def _run(args: argparse.Namespace, preemption: Preemption | None, stack: context
     if not workdir.is_dir():
         raise ValueError(f"--workdir={workdir} must be on a disk that all hosts share; this one does not see it")
     check_starting_weights(config, workdir)  # what needs no data, and below the rest
+    config = with_recorded_version(config, workdir)
     config = with_text_encoder(config)
-    config = resolve_images(config, workdir) if from_images else resolve_latents(config)
+    config = resolve_images(config) if from_images else resolve_latents(config)
     if config.data.class_names and is_first():
         print(describe_classes(config.data.class_names), flush=True)
     initial_notes = check_starting_weights(config, workdir)
@@ -85,13 +89,15 @@ def _run(args: argparse.Namespace, preemption: Preemption | None, stack: context
     compiled = compiler(config, mesh, cache)
     check_same_run(workdir, config)
     if config.latents is not None:
-        if is_first():
-            copy_autoencoder(autoencoder_source(config), workdir)
+        if is_first() and args.replay_step is None:
+            copy_autoencoder(autoencoder_source(config), workdir, config.latents.autoencoder)
         wait_for_all("autoencoder")
-    if text_of(config) and is_first():
-        from dit_jax.evaluation.text_encoders import TEXT_ENCODER_DIR, copy_text_encoder
+    if text_of(config) and is_first() and args.replay_step is None:
+        from dit_jax.evaluation.text_encoders import TEXT_ENCODER_DIR, copy_text_encoder, text_digest
 
-        copy_text_encoder(text_of(config), text_encoder_source(config), workdir / TEXT_ENCODER_DIR)
+        text, copy = text_of(config), workdir / TEXT_ENCODER_DIR
+        if text_digest(text, copy) != text.encoder:
+            copy_text_encoder(text, text_encoder_source(config), copy)
     tasks = {"autoencoder": autoencoder_task, "diffusion": diffusion_task, "classifier": classifier_task}
     from dit_jax.training.loop import train
 
@@ -158,16 +164,33 @@ def open_workdir(name: str) -> None:
 def check_same_run(workdir: pathlib.Path, config: Config) -> None:
     """Raises ValueError where the workdir holds a run of another stage or config."""
     from dit_jax.checkpoint import read_config
+    from dit_jax.data.identity import continues, is_of_names, is_same_place
 
     old = read_config(workdir)
     if old is None:
         return
+    if continues(old.data.version, config.data.version):
+        # That it is the same data was found out by its content, or else its names and place: the names may differ.
+        data = {"version": config.data.version}
+        if not is_of_names(old.data.version) or is_same_place(old.data.name, config.data.name):
+            data["name"] = config.data.name
+        old = dataclasses.replace(old, data=dataclasses.replace(old.data, **data))
     differences = fixed_differences(old, config)
     if differences:
         shown = "; ".join(differences[:3]) + (f"; and {len(differences) - 3} more" if len(differences) > 3 else "")
         raise ValueError(
             f"--workdir={workdir} holds a run of another config ({shown}); choose another workdir, or undo the change"
         )
+
+
+def with_recorded_version(config: Config, workdir: pathlib.Path) -> Config:
+    """Returns the config with the version of the data that the run in the workdir has recorded, if there is one."""
+    from dit_jax.checkpoint import read_config
+
+    old = read_config(workdir)
+    if old is None or config.data.version is not None:
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, version=old.data.version))
 
 
 def check_starting_weights(config: Config, workdir: pathlib.Path) -> list[str]:
@@ -273,19 +296,19 @@ def example_transform(config: Config, train: bool) -> "Transform":
 
 def with_encoder(config: Config) -> Config:
     """Returns the config that records the autoencoder which encodes in each step, of whose latents it must be."""
-    from dit_jax.checkpoint import params_digest
-    from dit_jax.evaluation.loaded import load
+    from dit_jax.checkpoint import find_checkpoint
+    from dit_jax.evaluation.loaded import stored_digest
 
     latents, data = config.latents, config.data
     name = f"config.latents.encode_with={latents.encode_with!r}"
-    model = load(latents.encode_with)
-    if model.config.stage != "autoencoder":
-        raise ValueError(f"{name} is a run of stage {model.config.stage!r}; give an autoencoder's workdir")
-    side = data.image_size / 2**model.config.num_downsamplings
-    shape = (side, side, model.config.autoencoder.latent_channels)
-    digest = params_digest(model.params)
+    _, encoder = find_checkpoint(latents.encode_with)
+    if encoder.stage != "autoencoder":
+        raise ValueError(f"{name} is a run of stage {encoder.stage!r}; give an autoencoder's workdir")
+    side = data.image_size / 2**encoder.num_downsamplings
+    shape = (side, side, encoder.autoencoder.latent_channels)
+    digest = stored_digest(latents.encode_with)
     for key, ours, theirs in (
-        ("data.channels", data.channels, model.config.data.channels),
+        ("data.channels", data.channels, encoder.data.channels),
         ("latents.shape", latents.shape, shape),
         ("latents.autoencoder", latents.autoencoder or digest, digest),
     ):
@@ -294,42 +317,46 @@ def with_encoder(config: Config) -> Config:
     return dataclasses.replace(config, latents=dataclasses.replace(latents, autoencoder=digest))
 
 
-def resolve_images(config: Config, workdir: pathlib.Path | None = None) -> Config:
-    """Returns the config with the version and the classes of its data set, which is prepared if it is not yet.
-
-    workdir: of the run that may have begun, by other rules (`as_begun`).
-    """
+def resolve_images(config: Config) -> Config:
+    """Returns the config with the version and the classes of its data set, which is prepared if it is not yet."""
     from dit_jax.data.sources import prepare, source_identity
     from dit_jax.parallel.distributed import is_first
 
     if config.latents is not None:
         config = with_encoder(config)
-    data = config.data if workdir is None else as_begun(config.data, workdir)
-    origin = prepare(data)
+    origin = prepare(config.data)
     if is_first():
         print(origin, flush=True)
-    return with_data_version(config, source_identity(data))
-
-
-def as_begun(data: DataConfig, workdir: pathlib.Path) -> DataConfig:
-    """Returns the data whose folder is listed and read as the workdir's run began to (`folder.reads_as_stored`)."""
-    from dit_jax.checkpoint import read_config
-    from dit_jax.data.folder import reads_as_stored
-
-    old = read_config(workdir)
-    is_old = old is not None and reads_as_stored(old.data)
-    return dataclasses.replace(data, version=old.data.version) if is_old and data.version is None else data
+    return with_data_version(config, source_identity(config.example_data))
 
 
 def with_data_version(config: Config, identity: dict) -> Config:
-    """Returns the config that records which data and classes it has, so that a run is never resumed on others."""
-    splits = ", ".join(f"{split} {size}" for split, size in identity["splits"].items())
-    subset = ", shipped subset" if identity.get("shipped_subset") else ""
-    version = f"{identity['version']} ({splits}{subset})"
-    if config.data.version not in (None, version):
+    """Returns the config that records which data and classes it has, so that a run is never resumed on others.
+
+    Raises:
+      ValueError: where it has recorded other data, or where other processes of the run see other data.
+    """
+    from dit_jax.checkpoint.agreement import agree
+    from dit_jax.data.identity import continued_version, describe_version, is_of_names
+    from dit_jax.parallel.distributed import is_first
+
+    recorded, fields = config.data.version, fields_read(config)
+    version = continued_version(recorded, identity, fields)
+    if version is None:
         raise ValueError(
-            f"config.data.version={config.data.version!r} but the data is {version!r}; change the config or the data"
+            f"config.data.version={recorded!r}, of the config or of the run in the workdir, but the data is "
+            f"{describe_version(identity, fields)!r}: other images, or other fields of them; give those of the run, or "
+            "choose another workdir"
         )
+    if version != recorded and is_of_names(recorded) and is_first():
+        print(
+            f"this run had recorded the names of its images alone, and those of {config.data.name} are the same; that "
+            "they were these images is not known, from now on it is recorded",
+            flush=True,
+        )
+    versions = agree("data", version)
+    if len(set(versions)) > 1:
+        raise ValueError(f"all hosts must see the same data, but have {', '.join(sorted(set(versions)))}; mend it")
     names = identity.get("class_names")  # None: of a cache that version 1 of the rules made
     ours = config.data.class_names
     if names is not None and ours is not None and tuple(names) != ours:
@@ -342,14 +369,57 @@ def with_data_version(config: Config, identity: dict) -> Config:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, version=version, class_names=names))
 
 
+def fields_read(config: Config) -> list[str]:
+    """Returns the fields of an example, beside image and label, that the run reads."""
+    text, layout = text_of(config), config.layout
+    fields = [text.caption_field] if text else []
+    fields += [layout.layout_field] if layout and layout.layout_field not in fields else []
+    return fields + (["map"] if config.data.map_field is not None else [])
+
+
+def check_cached_images(config: Config, identity: dict) -> None:
+    """Raises ValueError where a latent cache is not of the images that the config names.
+
+    identity: of the cache's images. Those of a folder are compared, if it is on this machine; otherwise the names are.
+    """
+    from dit_jax.data.identity import CONTENT, NAMES, in_form_of, is_of_names, is_same_place
+    from dit_jax.data.sources import source_identity
+
+    if not {"name", "version"} <= identity.keys():
+        raise ValueError(
+            f"latent cache {config.latents.path} must tell of which data it is, but does not; encode again"
+        )
+    data, version = config.example_data, str(identity["version"])
+    ours, theirs = {"config.data.name": data.name}, {"config.data.name": identity["name"]}
+    if os.path.isdir(os.path.expanduser(data.name)) and version.startswith((CONTENT, NAMES)):
+        listed_as = version if is_of_names(version) else data.version
+        found = in_form_of(identity, source_identity(dataclasses.replace(data, version=listed_as)))
+        for facts, of in ((ours, found), (theirs, identity)):
+            facts |= {"config.data.name": of["name"], f"the version of {data.name}": of["version"]}
+            if "fields" in identity:
+                facts |= {
+                    f"the version of {name!r} in {data.name}": of["fields"].get(name) for name in fields_read(config)
+                }
+    elif is_same_place(data.name, identity["name"]):
+        return
+    for name, value in ours.items():
+        if value != theirs[name]:
+            raise ValueError(
+                f"{name} is {value!r}, but the latent cache {config.latents.path} has {theirs[name]!r}: it is of other "
+                "images; give these, or encode again to another folder"
+            )
+
+
 def resolve_latents(config: Config) -> Config:
     """Returns the config with the cache's data version, scale and autoencoder.
 
     Raises:
       ValueError: where the cache is missing, incomplete or of other images than the config's.
     """
-    from dit_jax.data.latent_cache import read_manifest
+    from dit_jax.data.identity import is_of_names
+    from dit_jax.data.latent_cache import UNSEALED_VERSION, read_manifest
     from dit_jax.data.transforms import CROP
+    from dit_jax.parallel.distributed import is_first
 
     latents = config.latents
     if latents.path is None:
@@ -380,31 +450,70 @@ def resolve_latents(config: Config) -> Config:
             name: getattr(manifest.text, name) for name in ("encoder", "max_length")
         }
         given |= {f"config.conditions.text.{name}": (getattr(text, name), theirs) for name, theirs in cached.items()}
-    for name in ("name", "image_size", "channels", "num_classes", "horizontal_flip"):
+    for name in ("image_size", "channels", "num_classes", "horizontal_flip"):
         given[f"config.data.{name}"] = getattr(config.data, name), manifest.data.get(name)
     if "background" in manifest.data:  # of a folder
         given["config.data.background"] = list(config.data.background), manifest.data["background"]
-    ours, theirs = given["config.data.name"]
-    given["config.data.name"] = ours, user_path(str(theirs))  # older caches have the name with its ~
     for key, (ours, theirs) in given.items():
         if ours != theirs:
             raise ValueError(
                 f"{key}={ours!r} but the latent cache {latents.path} has {theirs!r}; change the config or encode again"
             )
+    check_cached_images(config, manifest.data)
+    lacks = ["the content of its images, whose names it has"] if is_of_names(manifest.data["version"]) else []
+    lacks += ["sums of its records, which `dit-jax encode` adds"] if manifest.version == UNSEALED_VERSION else []
+    if is_first() and lacks:
+        print(f"latent cache {latents.path} is of an older version: it lacks {', and '.join(lacks)}", flush=True)
     scale = manifest.scale if latents.scale is None else latents.scale
     resolved = dataclasses.replace(latents, scale=scale, autoencoder=manifest.autoencoder)
     return with_data_version(dataclasses.replace(config, latents=resolved), manifest.data)
 
 
-def copy_autoencoder(source: pathlib.Path, workdir: pathlib.Path) -> None:
-    """Copies an autoencoder's workdir into this one, so that this one alone can draw images."""
-    from dit_jax.evaluation.loaded import AUTOENCODER_DIR, copy_weights
+def copy_autoencoder(source: pathlib.Path, workdir: pathlib.Path, digest: str | None = None) -> None:
+    """Copies an autoencoder's workdir into this one, so that this one alone can draw images.
+
+    A good copy that is there stays. One that is damaged is replaced, and so is another autoencoder's, such as an
+    earlier start has left that failed: unless there is a checkpoint, which may depend on it.
+
+    Args:
+      digest: of the autoencoder that the latents are of (`params_digest`); None: any.
+
+    Raises:
+      ValueError: where the source, or the one that must stay, is not that autoencoder.
+    """
+    from dit_jax.checkpoint import CHECKPOINTS, Checkpoints
+    from dit_jax.evaluation.loaded import AUTOENCODER_DIR, copy_weights, stored_digest
 
     target = workdir / AUTOENCODER_DIR
+    old = workdir / f".{AUTOENCODER_DIR}.old"
+    remedy = f"run `dit-jax encode --output={source.parent}` again, if it is a latent cache's, or restore it"
     if target.is_dir():
-        return
+        try:
+            found = stored_digest(target)
+        except ValueError as error:
+            found = None
+            print(f"{target} is copied from {source} again: {error}", file=sys.stderr, flush=True)
+        if found is not None and digest in (None, found):
+            return
+        if found is not None and Checkpoints(workdir).all_steps():
+            raise ValueError(
+                f"{target} is the autoencoder {found!r}, but the run's latents are of {digest!r} "
+                f"(config.latents.autoencoder); delete {target}, so that the one in {source} is copied"
+            )
+    shutil.rmtree(old, ignore_errors=True)  # of a start that was killed meanwhile
+    if not (source / CHECKPOINTS).is_dir():
+        raise ValueError(f"there is no autoencoder in {source}; {remedy}")
     with written_whole(target) as temporary:
         copy_weights(source, temporary)
+        try:
+            copied = stored_digest(temporary)
+        except ValueError as error:
+            raise ValueError(f"the autoencoder in {source} is damaged ({error}); {remedy}") from error
+        if digest not in (None, copied):
+            raise ValueError(f"{source} is the autoencoder {copied!r}, but the latents are of {digest!r}; {remedy}")
+        if target.exists():
+            os.replace(target, old)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def autoencoder_task(config: Config, mesh: "Mesh", workdir: pathlib.Path) -> "Task":
@@ -460,7 +569,6 @@ def diffusion_task(config: Config, mesh: "Mesh", workdir: pathlib.Path) -> "Task
     """
     from dit_jax.evaluation.example_conditions import example_conditions, spread_positions
     from dit_jax.evaluation.generate import balanced_labels, make_generator
-    from dit_jax.evaluation.loaded import AUTOENCODER_DIR, load_codec
     from dit_jax.evaluation.pictures import class_texts, condition_grid, sample_grid
     from dit_jax.parallel.mesh import batch_shards
     from dit_jax.training.diffusion_step import make_diffusion_eval, make_diffusion_loss
@@ -468,7 +576,7 @@ def diffusion_task(config: Config, mesh: "Mesh", workdir: pathlib.Path) -> "Task
 
     @functools.cache
     def codec():
-        return None if config.latents is None else load_codec(workdir / AUTOENCODER_DIR, config.latents.scale, mesh)
+        return load_copied_codec(config, workdir, mesh)
 
     @functools.cache
     def generator():  # made for the first picture: the first step need not wait for what decodes it
@@ -509,7 +617,6 @@ def diffusion_task(config: Config, mesh: "Mesh", workdir: pathlib.Path) -> "Task
 
 def classifier_task(config: Config, mesh: "Mesh", workdir: pathlib.Path) -> "Task":
     """Returns the losses of a classifier of noised images, and its latents (or images); it draws nothing."""
-    from dit_jax.evaluation.loaded import AUTOENCODER_DIR, load_codec
     from dit_jax.training.classifier_step import make_classifier_eval, make_classifier_loss
     from dit_jax.training.step import gradients_of
 
@@ -521,10 +628,16 @@ def classifier_task(config: Config, mesh: "Mesh", workdir: pathlib.Path) -> "Tas
         *(example_transform(config, train) for train in (True, False)),
         losses=(gradients_of(loss_fn, config.training.accumulation_steps), make_classifier_eval(config)),
         draw=lambda params: {},
-        constants=frozen_networks(
-            config, lambda: config.latents and load_codec(workdir / AUTOENCODER_DIR, config.latents.scale, mesh), mesh
-        ),
+        constants=frozen_networks(config, lambda: load_copied_codec(config, workdir, mesh), mesh),
     )
+
+
+def load_copied_codec(config: Config, workdir: pathlib.Path, mesh: "Mesh"):
+    """Returns the autoencoder of a run's latents, from the run's own workdir; None for a run of pixels."""
+    from dit_jax.evaluation.loaded import AUTOENCODER_DIR, load_codec
+
+    latents = config.latents
+    return latents and load_codec(workdir / AUTOENCODER_DIR, latents.scale, mesh, digest=latents.autoencoder)
 
 
 def frozen_networks(config: Config, codec: "Callable", mesh: "Mesh"):

@@ -11,6 +11,8 @@ A cache is a folder. Each split is a row of ArrayRecord files, shards, of a fixe
 
 Every file is written aside, flushed and renamed, and a shard is a pure function of the plan and its number. So any
 number of processes may fill a cache together, and one that is killed at any moment leaves neither a gap nor a copy.
+The JSON files hold a sum of their own content, and a shard's one also of the plan that it was written by. Caches of
+format 2 have neither: they are read, and get sums when they are checked.
 (On GPUs the last bits also depend on which kernels XLA's autotuner chose in a process.)
 
 A record is a msgpack map of `label`, of the data set's extra fields, and of `moments`: the bytes of [F, h, w, k] in
@@ -28,7 +30,6 @@ import functools
 import json
 import os
 import pathlib
-import secrets
 import shutil
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -40,21 +41,27 @@ import msgpack
 import numpy as np
 
 from dit_jax.config import dataclass_from_json
+from dit_jax.data.identity import in_form_of, without_place
 from dit_jax.data.sources import Source
 from dit_jax.files import (
+    SUM_KEY,
+    check_seal,
     file_lock,
     is_of_this_process,
     patiently,
     read_json,
+    sealed,
     sha256_of,
+    to_json,
     write_text_whole,
     written_whole,
 )
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+UNSEALED_VERSION = 2  # of caches whose records have no sums
 PLAN_NAME, MANIFEST_NAME, LOCKS_DIR = "encoding.json", "manifest.json", ".locks"
 DTYPES = {"float16": np.dtype("<f2"), "bfloat16": np.dtype(ml_dtypes.bfloat16)}  # that moments may be stored in
-SIDECAR_KEYS = {"count", "bytes", "sha256", "sums"}
+SIDECAR_KEYS = {"count", "bytes", "sha256", "sums"}  # and "plan"; older ones have none
 FEW = 64  # examples that are read sooner one after another than by ArrayRecord's threads: 16 in 0.2 ms, not in 4
 SUMMED = 3  # rows of a shard's sums: the posterior's mean, mean^2 and variance
 
@@ -165,10 +172,13 @@ class LatentCacheWriter:
     def __init__(self, path: str | os.PathLike, plan: Plan):
         """Makes the folder and writes the plan, or compares it with the one that is there.
 
+        A plan that is damaged is written again, where the shards tell that it was this one.
+
         Raises:
           ValueError: where the folder holds a cache of another plan, or cannot be written.
         """
         self.path = pathlib.Path(path)
+        self.mended: list[str] = []  # what was damaged beside the shards, and is written again
         self._plan = json.loads(json.dumps(dataclasses.asdict(plan)))  # as it reads from the file
         splits = plan.data["splits"].items()
         self.shards = [shard for split, size in splits for shard in split_shards(split, size, plan.shard_size)]
@@ -183,12 +193,18 @@ class LatentCacheWriter:
                             "delete it or choose another --output"
                         )
                     self._write(PLAN_NAME, self._plan)
+                else:
+                    self._mend_plan()
         except OSError as error:
             raise ValueError(
                 f"--output={path} must be a folder to write to: {error}; choose another --output"
             ) from error
         self.was_complete = (self.path / MANIFEST_NAME).exists()
         self._require_plan(ignored=EXECUTION_KEYS if self.was_complete else ())
+        stored = self._read_plan()
+        self._had_no_sums = stored["version"] == UNSEALED_VERSION
+        # What was written is of the stored plan, which may be of another machine, or tell of another place of the data.
+        self._written_by = stored | {"version": FORMAT_VERSION}
 
     def lock(self, name: str, wait: bool = True, on_wait: Callable[[], None] | None = None) -> AbstractContextManager:
         """Returns the lock (`file_lock`) of what has this name in the cache."""
@@ -273,35 +289,60 @@ class LatentCacheWriter:
                 "bytes": temporary.stat().st_size,
                 "sha256": sha256_of(temporary),
                 "sums": sums.tolist(),
+                "plan": _plan_digest(self._written_by),
             }
         # Only now: the sidecar must not reach the disk before what it speaks of.
         self._write(shard.sidecar, sidecar)
 
-    def write_folder(self, name: str, write: Callable[[pathlib.Path], None]) -> None:
-        """Adds a folder that `write` fills, unless it is there."""
+    def write_folder(
+        self,
+        name: str,
+        write: Callable[[pathlib.Path], None],
+        is_intact: Callable[[pathlib.Path], bool] = lambda folder: True,
+    ) -> None:
+        """Adds a folder that `write` fills, unless it is there and intact."""
         with self.lock(name):
-            if not (self.path / name).is_dir():
-                self._remove_left_behind(name)
-                with written_whole(self.path / name) as temporary:
-                    temporary.mkdir()
-                    write(temporary)
+            self._remove_left_behind(name)
+            folder = self.path / name
+            there = folder.exists()
+            if there and is_intact(folder):
+                return
+            with written_whole(folder) as temporary:
+                temporary.mkdir()
+                write(temporary)
+                if there:
+                    self.mended.append(f"{name}/")
+                    os.replace(folder, folder.with_name(f".{name}.old.tmp"))
+            self._remove_left_behind(name)
 
     def finish(self) -> Manifest:
-        """Writes the manifest, the same whoever does; returns it, with the statistics of the training split."""
+        """Writes the manifest, the same whoever does; returns it, with the statistics of the training split.
+
+        The records of a cache that had no sums get them.
+
+        Raises:
+          ValueError: where such records contradict one another.
+        """
         with self.lock(MANIFEST_NAME):
             self._remove_left_behind(MANIFEST_NAME)
+            if self._had_no_sums:
+                self._require_no_contradiction()
+                for shard in self.shards:
+                    with self.lock(shard.name):
+                        self._write(shard.sidecar, self._sidecar(shard) | {"plan": _plan_digest(self._written_by)})
+                self._write(PLAN_NAME, self._written_by)  # only now: its shards must have sums
             file, values = self.path / MANIFEST_NAME, self._manifest_values()
-            if not file.exists() or file.read_bytes() != _to_json(values).encode():
+            if not file.exists() or file.read_bytes() != to_json(sealed(values)).encode():
+                if file.exists() and not self._had_no_sums:
+                    self.mended.append(MANIFEST_NAME)
                 self._write(MANIFEST_NAME, values)
             return read_manifest(self.path)
 
     def _manifest_values(self) -> dict[str, Any]:
-        plan = self._plan
+        plan = self._written_by
         shards, sums = {split: [] for split in plan["data"]["splits"]}, 0
         for shard in self.shards:
-            sidecar = self._read_sidecar(shard)
-            if sidecar is None:
-                raise ValueError(f"{self.path / shard.file} vanished while others were written; run the command again")
+            sidecar = self._sidecar(shard)
             shards[shard.split].append((shard.file, *(sidecar[key] for key in ("count", "bytes", "sha256"))))
             if shard.split == plan["train_split"]:
                 sums = sums + np.array(sidecar["sums"])
@@ -347,24 +388,74 @@ class LatentCacheWriter:
             )
         return {name: array.tobytes() for name, array in stored.items()}
 
+    def _require_no_contradiction(self) -> None:
+        """Raises ValueError where a manifest without a sum is not what the shards' files, without sums too, tell."""
+        try:
+            stored = _checked(read_json(self.path / MANIFEST_NAME))
+        except (ValueError, FileNotFoundError):
+            return  # it is written again
+        if stored["version"] != UNSEALED_VERSION:
+            return
+        if stored != json.loads(to_json(self._manifest_values() | {"version": UNSEALED_VERSION})):
+            raise ValueError(
+                f"{self.path / MANIFEST_NAME} contradicts the files of its shards, so one of them is damaged; delete "
+                f"{self.path} and run the command again"
+            )
+
+    def _sidecar(self, shard: Shard) -> dict[str, Any]:
+        sidecar = self._read_sidecar(shard)
+        if sidecar is None:
+            raise ValueError(f"{self.path / shard.file} vanished while others were written; run the command again")
+        return sidecar
+
     def _read_sidecar(self, shard: Shard) -> dict[str, Any] | None:
         """Returns what a shard's sidecar says, None where the shard is not there."""
         try:
             values = read_json(self.path / shard.sidecar)
             size = (self.path / shard.file).stat().st_size
+            if not (self._had_no_sums and isinstance(values, dict) and values.keys() == SIDECAR_KEYS):
+                values = check_seal(values)
+                if values.pop("plan", None) != _plan_digest(self._written_by):
+                    return None
         except (FileNotFoundError, ValueError):
             return None
-        whole = isinstance(values, dict) and values.keys() == SIDECAR_KEYS
+        whole = values.keys() == SIDECAR_KEYS
         return values if whole and (values["count"], values["bytes"]) == (shard.count, size) else None
+
+    def _read_plan(self) -> dict[str, Any]:
+        """Returns the plan that is there; raises ValueError where it is damaged."""
+        file = self.path / PLAN_NAME
+        try:
+            plan = _checked(read_json(file))
+            if not isinstance(plan.get("data"), dict) or "version" not in plan:
+                raise ValueError("it has no data or version")
+            return plan
+        except ValueError as error:
+            raise ValueError(f"{file} is damaged ({error}); delete {self.path} and run the command again") from error
+
+    def _mend_plan(self) -> None:
+        """Writes a damaged plan again, where every shard that is there was written by ours."""
+        try:
+            self._read_plan()
+        except ValueError:
+            digests = set()
+            for shard in self.shards:
+                try:
+                    digests.add(check_seal(read_json(self.path / shard.sidecar)).get("plan"))
+                except (FileNotFoundError, ValueError):
+                    continue  # this shard will be written again
+            if digests != {_plan_digest(self._plan)}:
+                raise
+            self.mended.append(PLAN_NAME)
+            self._write(PLAN_NAME, self._plan)
 
     def _require_plan(self, ignored: Sequence[str] = ()) -> None:
         """Raises ValueError unless the cache's plan is ours, but for the keys to ignore."""
-        file = self.path / PLAN_NAME
-        try:
-            stored = _flat(read_json(file))
-        except (ValueError, AttributeError) as error:
-            raise ValueError(f"{file} is damaged ({error}); delete {self.path} and run the command again") from error
-        ours = _flat(self._plan)
+        stored = self._read_plan()
+        ours = self._plan | {"data": in_form_of(stored["data"], self._plan["data"])}
+        if stored["version"] == UNSEALED_VERSION:
+            ours["version"] = UNSEALED_VERSION
+        stored, ours = _flat(stored), _flat(ours)
         # Older releases wrote no names of classes; their order is that of `data.version`.
         ignored = (*ignored, *({"data.class_names"} - stored.keys()))
         differing = [key for key in ours | stored if stored.get(key) != ours.get(key) and key not in ignored]
@@ -375,18 +466,25 @@ class LatentCacheWriter:
                 f"{ours.get(key)!r}{more}; give the same, or choose another --output"
             )
 
-    def _temporary(self, name: str) -> pathlib.Path:
-        """Returns where to write what will get this name; unique, should a shared disk have lost its locks."""
-        return self.path / f".{name}.{secrets.token_hex(8)}.tmp"
-
     def _remove_left_behind(self, name: str) -> None:
         """Removes what killed processes had begun of the files whose names begin so; the caller holds the lock."""
         for path in self.path.glob(f".{name}.*.tmp"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _write(self, name: str, values: dict[str, Any]) -> None:
-        """Writes a JSON file that is there as a whole or not at all; the caller holds its lock."""
-        write_text_whole(self.path / name, _to_json(values))
+        """Writes a record that is there as a whole or not at all; the caller holds its lock."""
+        write_text_whole(self.path / name, to_json(sealed(values)))
+
+
+def recorded_version(path: str | os.PathLike) -> str | None:
+    """Returns the version of the data that a cache is of, or was begun of; None where there is none yet to be read."""
+    for name in (PLAN_NAME, MANIFEST_NAME):
+        try:
+            version = _checked(read_json(pathlib.Path(path) / name))["data"]["version"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        return version if isinstance(version, str) else None
+    return None
 
 
 def read_manifest(path: str | os.PathLike) -> Manifest:
@@ -398,17 +496,20 @@ def read_manifest(path: str | os.PathLike) -> Manifest:
     if not (path / MANIFEST_NAME).exists():
         raise ValueError(f"latent cache {path} is unfinished (it has no {MANIFEST_NAME}); {remedy}")
     try:
-        version = int(read_json(path / MANIFEST_NAME)["version"])
+        values = read_json(path / MANIFEST_NAME)
+        if SUM_KEY in values:  # first, so that a damaged version is told as what it is
+            check_seal(values)
+        version = int(values["version"])
     except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise ValueError(f"{path / MANIFEST_NAME} is damaged ({error!r}); {remedy}") from error
-    if version != FORMAT_VERSION:
+        raise ValueError(f"{path / MANIFEST_NAME} is damaged ({error}); {remedy}") from error
+    if version not in (FORMAT_VERSION, UNSEALED_VERSION):
         newer = version > FORMAT_VERSION
         raise ValueError(
             f"latent cache {path} has format {version}, but this dit_jax reads {FORMAT_VERSION}; "
             + ("upgrade dit_jax" if newer else f"delete {path} and {remedy}")
         )
     try:
-        manifest = dataclass_from_json(Manifest, read_json(path / MANIFEST_NAME), "manifest")
+        manifest = dataclass_from_json(Manifest, _checked(values), "manifest")
         shards = {split: [StoredShard(*shard) for shard in stored] for split, stored in manifest.shards.items()}
         manifest = dataclasses.replace(manifest, shards=shards)
         _check_manifest(manifest)
@@ -548,14 +649,28 @@ def _sums(stored: np.ndarray, stochastic: bool) -> np.ndarray:
     return np.stack([x.sum(axis=tuple(range(x.ndim - 1))) for x in (mean, mean**2, variance)])
 
 
-def _to_json(values: dict[str, Any]) -> str:
-    return json.dumps(values, indent=2) + "\n"
+def _checked(record: Any) -> dict[str, Any]:
+    """Returns a manifest or plan without its sum; raises ValueError where that is not right.
+
+    Only a record that says that it is of the format without sums may have none: a flipped bit makes no sum vanish and
+    turns the version to that one.
+    """
+    if isinstance(record, dict) and record.get("version") == UNSEALED_VERSION and SUM_KEY not in record:
+        return record
+    return check_seal(record)
+
+
+def _plan_digest(plan: dict[str, Any]) -> str:
+    """Returns a SHA-256 of a plan, wherever its data is."""
+    return sealed(plan | {"data": without_place(plan["data"])})[SUM_KEY]
 
 
 def _flat(plan: dict[str, Any]) -> dict[str, Any]:
     """Returns a plan with keys such as "data.image_size"."""
-    data = {f"data.{key}": value for key, value in plan.get("data", {}).items()}
-    return data | {key: value for key, value in plan.items() if key != "data"}
+    data, fields = plan["data"], plan["data"].get("fields") or {}
+    flat = {f"data.{key}": value for key, value in data.items() if key != "fields"}
+    flat |= {key: value for key, value in plan.items() if key != "data"}
+    return flat | {f"data.fields.{key}": value for key, value in fields.items()}
 
 
 def _close(writer: Any, folder: pathlib.Path) -> None:
@@ -564,12 +679,3 @@ def _close(writer: Any, folder: pathlib.Path) -> None:
         writer.close()
     except RuntimeError as error:
         raise ValueError(f"{folder} cannot be written ({' '.join(str(error).split())}); make room there") from error
-
-
-def _flush(path: pathlib.Path) -> None:
-    """Returns when a file's content, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

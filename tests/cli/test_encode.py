@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from dit_jax.checkpoint import Checkpoints, params_digest
 from dit_jax.cli.encode import DTYPES
@@ -22,7 +24,8 @@ from dit_jax.data import latent_cache
 from dit_jax.data.latent_cache import LOCKS_DIR, open_latents, read_manifest
 from dit_jax.data.pipeline import image_transform
 from dit_jax.data.sources import open_source
-from dit_jax.evaluation.loaded import AUTOENCODER_DIR, load
+from dit_jax.evaluation.loaded import AUTOENCODER_DIR, load, stored_digest
+from dit_jax.files import SUM_KEY, sealed
 from dit_jax.models.autoencoder import Codec
 from dit_jax.models.build import init_params
 from tests.tiny import NUM_CLASSES, autoencoder_config, dit_config, make_image_folder
@@ -122,6 +125,66 @@ def test_a_second_run_checks_and_mends_and_says_so(root, tmp_path, capsys):
     main(arguments(root, tmp_path, "--shard_size=16"))
     assert "already holds these latents, checked: 60 images" in capsys.readouterr().out
     assert content(tmp_path) == whole
+    digest = stored_digest(tmp_path / AUTOENCODER_DIR)
+    files = (tmp_path / AUTOENCODER_DIR / "checkpoints").rglob("*")
+    largest = max((file for file in files if file.is_file()), key=lambda file: file.stat().st_size)
+    changed = bytearray(largest.read_bytes())
+    changed[len(changed) // 2] ^= 4
+    largest.write_bytes(changed)
+    figures = encode(root, capsys, tmp_path, "--shard_size=16")
+    assert (figures["encoded"], figures["damaged"]) == (0, [f"{AUTOENCODER_DIR}/"])
+    assert stored_digest(tmp_path / AUTOENCODER_DIR) == digest and content(tmp_path) == whole
+
+
+def test_images_edited_under_their_names_are_neither_checked_nor_trained_on(root, tmp_path, capsys):
+    root, config = root
+    folder, cache = shutil.copytree(config.data.name, tmp_path / "images"), tmp_path / "cache"
+    encode(root, capsys, cache, f"--config.data.name={folder}")
+    whole = content(cache)
+
+    def resolved(name):
+        dit = dit_config(pathlib.Path(name))
+        return resolve_latents(dataclasses.replace(dit, latents=LatentsConfig(shape=(4, 4, 2), path=str(cache))))
+
+    moved = shutil.move(folder, tmp_path / "moved")
+    assert resolved(moved).data.version == resolved(config.data.name).data.version  # where they were copied from
+    assert encode(root, capsys, cache, f"--config.data.name={moved}")["encoded"] == 0
+    path = moved / "class_0" / "000.png"
+    Image.fromarray(255 - np.asarray(Image.open(path))).save(path)
+    with pytest.raises(ValueError, match="it is of other images; give these, or encode again to another folder"):
+        resolved(moved)
+    with pytest.raises(SystemExit):
+        main(arguments(root, cache, f"--config.data.name={moved}"))
+    assert "data.version='content-" in capsys.readouterr().err.splitlines()[-1]
+    with pytest.raises(ValueError, match="config.data.name is '.*gone', but the latent cache"):
+        resolved(tmp_path / "gone")  # no images to compare: the names must be the same
+    assert content(cache) == whole
+
+
+def test_a_cache_of_an_older_version_is_read_checked_and_given_sums_and_never_called_compared(root, tmp_path, capsys):
+    """Its format had no sums, and of its images it has the names."""
+    root, config = root
+    encode(root, capsys, tmp_path)
+    names = read_manifest(tmp_path).data["names"]
+    for file in tmp_path.glob("*.json"):
+        values = {key: value for key, value in json.loads(file.read_text()).items() if key not in (SUM_KEY, "plan")}
+        if "data" in values:
+            data = {key: value for key, value in values["data"].items() if key not in ("names", "fields")}
+            values |= {"version": 2, "data": data | {"version": names}}
+        file.write_text(json.dumps(values, indent=2) + "\n")
+    dit = dit_config(pathlib.Path(config.data.name))
+    dit = dataclasses.replace(dit, latents=LatentsConfig(shape=(4, 4, 2), path=str(tmp_path)))
+    before = resolve_latents(dit)
+    assert before.data.version == f"{names} (train 54, test 6)"  # what a run of that version has recorded
+    said = capsys.readouterr().out
+    assert "lacks the content of its images, whose names it has, and sums of its records, which `dit-jax enc" in said
+    main(arguments(root, tmp_path))
+    said = capsys.readouterr().out
+    assert "already holds these latents" in said and "their content is unknown" in said
+    assert (read_manifest(tmp_path).version, read_manifest(tmp_path).data["version"]) == (3, names)
+    assert resolve_latents(before) == before
+    main(arguments(root, tmp_path))
+    assert "their content is unknown" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -149,8 +212,16 @@ def test_another_command_for_the_same_output_is_one_line(root, capsys, more, mes
     ("change", "message"),
     [
         ({}, None),
-        ({"data": {"name": "elsewhere"}}, "config.data.name="),
-        ({"data": {"version": "names-0"}}, "config.data.version="),
+        ({"data": {"name": "elsewhere"}}, None),  # the images are compared, wherever they were
+        (
+            {"data": {"version": "content-0"}},
+            "the version of .*images is 'content-[0-9a-f]*', but the latent cache .* of",
+        ),
+        (
+            {"data": {"version": "names-0"}},
+            "the version of .*images is 'names-[0-9a-f]*', but the latent cache .* of oth",
+        ),
+        ({"data": {"splits": {"train": 54, "test": 5}}, "splits": {"train": 54, "test": 5}}, "is damaged"),
         ({"data": {"image_size": 16}}, "config.data.image_size=8 but the latent cache .* has 16; change the config or"),
         ({"data": {"channels": 3}}, "config.data.channels=1 but"),
         ({"data": {"horizontal_flip": False}}, "config.data.horizontal_flip=True but"),
@@ -168,9 +239,9 @@ def test_a_cache_of_something_else_is_not_trained_on(root, tmp_path, capsys, cha
     resolved = dataclasses.replace(resolved, latents=LatentsConfig(shape=(4, 4, 2), path=str(cache)))
     resolved = resolve_latents(resolved)  # now it knows the version, the autoencoder and the scale
     values = json.loads((cache / "manifest.json").read_text())
-    (tmp_path / "manifest.json").write_text(
-        json.dumps(values | change | {"data": values["data"] | change.get("data", {})})
-    )
+    values |= change | {"data": values["data"] | change.get("data", {})}
+    del values[SUM_KEY]
+    (tmp_path / "manifest.json").write_text(json.dumps(sealed(values)))
     other = dataclasses.replace(resolved, latents=dataclasses.replace(resolved.latents, path=str(tmp_path)))
     if message is None:
         assert resolve_latents(other) == other

@@ -243,16 +243,17 @@ def test_bad_input_gives_one_line_with_its_remedy(name, root, tmp_path, capsys):
     assert message in fail(capsys, *(argument.format(root=root, tmp=tmp_path) for argument in argv))
 
 
-def test_a_corrupt_image_stops_the_run_with_its_name_and_keeps_the_checkpoint(tmp_path, capsys):
+def test_corrupt_images_stop_a_run_with_their_name_and_are_no_data_to_resume_on(tmp_path, capsys):
     folder = make_image_folder(tmp_path / "images")
     config = write_config(tmp_path / "config.py", autoencoder_config(folder))
     command = ["train", f"--config={config}", f"--workdir={tmp_path / 'run'}"]
     main(command)
     for image in folder.glob("*/00*.png"):
         image.write_bytes(image.read_bytes()[:40])
-    error = fail(capsys, *command, "--config.training.num_train_steps=8")
-    assert "cannot read image" in error and str(folder) in error
+    assert "other images" in fail(capsys, *command, "--config.training.num_train_steps=8")
     assert dit_jax.load(tmp_path / "run").step == 4
+    error = fail(capsys, *command, f"--workdir={tmp_path / 'new'}")
+    assert "cannot read image" in error and str(folder) in error
 
 
 def test_the_smallest_class_count_is_checked_against_the_folder(root, tmp_path, capsys):

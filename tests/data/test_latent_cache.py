@@ -11,8 +11,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from dit_jax import files
 from dit_jax.data import latent_cache
-from dit_jax.files import file_lock
+from dit_jax.files import SUM_KEY, file_lock, sealed
 
 TRAIN, EVAL = "train[:90%]", "test+extra/x"  # names that are no file names
 SIZES = {TRAIN: 23, EVAL: 5}
@@ -70,6 +71,20 @@ def encode(path, plan=PLAN):
     return written
 
 
+def write_sealed(path, values):
+    """Writes a record with the right sum."""
+    values.pop(SUM_KEY, None)
+    path.write_text(files.to_json(sealed(values)))
+
+
+def without_sums(path):
+    """Makes of a cache's records what format 2 had."""
+    for file in path.glob("*.json"):
+        values = json.loads(file.read_text())
+        values = {key: value for key, value in values.items() if key not in (SUM_KEY, "plan")}
+        file.write_text(files.to_json(values | ({"version": 2} if "version" in values else {})))
+
+
 def content(path):
     return {file.relative_to(path): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
 
@@ -82,7 +97,8 @@ def cache(tmp_path):
 
 @pytest.fixture
 def no_fsync(monkeypatch):
-    monkeypatch.setattr(latent_cache, "_flush", lambda path: None)  # which takes most of a tiny cache's time
+    for module in (latent_cache, files):  # flushing takes most of a tiny cache's time
+        monkeypatch.setattr(module, "flush", lambda path: None)
 
 
 @pytest.mark.parametrize("plan", [PLAN, DETERMINISTIC, dataclasses.replace(PLAN, dtype="bfloat16", shard_size=100)])
@@ -142,6 +158,7 @@ def test_states_of_captions_are_kept_without_their_padding(tmp_path):
 
 def test_a_cache_without_captions_is_as_before_there_were_any(cache):
     assert "text" not in json.loads((cache / "manifest.json").read_text())
+    without_sums(cache)
     plan = json.loads((cache / "encoding.json").read_text())
     assert plan.pop("text") is None
     (cache / "encoding.json").write_text(json.dumps(plan))  # as an older dit_jax wrote it
@@ -163,7 +180,7 @@ def test_states_of_another_size_than_the_manifest_says_are_damaged(tmp_path, tex
     writer.finish()
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     manifest["text"] |= text
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    write_sealed(tmp_path / "manifest.json", manifest)
     with pytest.raises(ValueError, match="damaged"):
         latent_cache.open_latents(tmp_path, TRAIN).__getitems__([0, 1, 2])
 
@@ -226,7 +243,8 @@ def test_a_kill_before_or_after_any_file_operation_costs_nothing(tmp_path, monke
 
         return counted
 
-    monkeypatch.setattr(latent_cache, "_flush", count_down(lambda path: None))
+    for module in (latent_cache, files):
+        monkeypatch.setattr(module, "flush", count_down(lambda path: None))
     monkeypatch.setattr(os, "replace", count_down(os.replace))
     for name in ("write_text", "unlink", "mkdir"):
         monkeypatch.setattr(pathlib.Path, name, count_down(getattr(pathlib.Path, name)))
@@ -345,7 +363,7 @@ def test_a_cache_of_an_older_format_is_left_alone(tmp_path):
     (tmp_path / "manifest.json").write_text('{"version": 1}')
     with pytest.raises(ValueError, match="older dit_jax wrote it; delete it or choose another --output"):
         latent_cache.LatentCacheWriter(tmp_path, PLAN)
-    with pytest.raises(ValueError, match="has format 1, but this dit_jax reads 2; delete .* and run"):
+    with pytest.raises(ValueError, match="has format 1, but this dit_jax reads 3; delete .* and run"):
         latent_cache.read_manifest(tmp_path)
 
 
@@ -433,14 +451,14 @@ def test_missing_and_unfinished_caches_say_how_to_write_one(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 3}, "format 3, but this dit_jax reads 2; upgrade"),
+        ({"version": 4}, "format 4, but this dit_jax reads 3; upgrade"),
         ({"scale": None}, "manifest.scale is missing"),
         ({"extra": 1}, "manifest.extra is not a config key"),
     ],
 )
 def test_manifest_is_read_strictly(cache, change, message):
     values = json.loads((cache / "manifest.json").read_text()) | change
-    (cache / "manifest.json").write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
+    write_sealed(cache / "manifest.json", {k: v for k, v in values.items() if v is not None})
     with pytest.raises(ValueError, match=message):
         latent_cache.read_manifest(cache)
 
@@ -492,3 +510,104 @@ def test_a_flipped_bit_is_never_read_as_other_latents(cache):
             np.testing.assert_array_equal(one.pop("moments"), other["moments"])
             assert one == {name: value for name, value in other.items() if name != "moments"}
     assert num_errors > 0
+
+
+# Sums of the records
+
+
+def flips(text, number, seed=0):
+    """Returns texts with one bit flipped: in bytes all over it, and in those of the version and of the sum's key."""
+    rng = np.random.default_rng(seed)
+    places = set(rng.choice(len(text), min(number, len(text)), replace=False).tolist())
+    for part in (b'"version": 3', SUM_KEY.encode()):
+        places |= set(range(text.index(part), text.index(part) + len(part))) if part in text else set()
+    for place in sorted(places):
+        for bit in range(8):
+            changed = bytearray(text)
+            changed[place] ^= 1 << bit
+            yield bytes(changed)
+
+
+def test_a_flipped_bit_in_a_manifest_is_never_read_as_another_manifest(cache):
+    file = cache / "manifest.json"
+    whole, found, refused = file.read_bytes(), latent_cache.read_manifest(cache), 0
+    for changed in flips(whole, 150):
+        file.write_bytes(changed)
+        try:
+            assert latent_cache.read_manifest(cache) == found
+        except ValueError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused > 1000
+    file.write_bytes(whole.replace(b'"version": 3', b'"version": 2'))
+    with pytest.raises(ValueError, match="manifest.json is damaged .*run `dit-jax encode"):
+        latent_cache.read_manifest(cache)
+    assert encode(cache) == [] and file.read_bytes() == whole
+
+
+def test_a_damaged_sidecar_has_its_shard_written_again_and_leaves_the_manifest_as_it_was(cache):
+    whole, sidecar = content(cache), sorted(cache.glob("latents-train*.json"))[0]
+    for changed in list(flips(sidecar.read_bytes(), 6))[::7]:
+        sidecar.write_bytes(changed)
+        if encode(cache) == [sidecar.stem]:  # and not a bit that changes no value, such as of 1e5 to 1E5
+            assert content(cache) == whole
+        sidecar.write_bytes(whole[sidecar.relative_to(cache)])
+        assert content(cache) == whole
+
+
+def test_a_damaged_plan_is_written_again_by_the_command_that_it_is_of_and_refused_to_others(cache):
+    whole, file = content(cache), cache / "encoding.json"
+    damaged = file.read_bytes().replace(b'"dtype": "float16"', b'"dtype": "float17"')
+    file.write_bytes(damaged)
+    for other in (dataclasses.replace(PLAN, batch_size=5), dataclasses.replace(PLAN, dtype="bfloat16")):
+        with pytest.raises(ValueError, match="encoding.json is damaged"):
+            latent_cache.LatentCacheWriter(cache, other)
+    assert file.read_bytes() == damaged
+    writer = latent_cache.LatentCacheWriter(cache, PLAN)
+    assert writer.mended == ["encoding.json"] and content(cache) == whole
+
+
+def test_a_cache_of_a_format_without_sums_is_read_and_gets_them(cache, no_fsync):
+    whole = content(cache)
+    without_sums(cache)
+    assert latent_cache.read_manifest(cache).version == 2
+    assert len(latent_cache.open_latents(cache, TRAIN)) == SIZES[TRAIN]
+    assert encode(cache) == [] and content(cache) == whole
+    without_sums(cache)
+    (shard,) = cache.glob("*test*.arrayrecord")
+    flip_a_bit(shard)
+    assert encode(cache) == [shard.stem] and content(cache) == whole
+
+
+def test_records_without_sums_that_contradict_one_another_are_refused(cache):
+    without_sums(cache)
+    file = cache / "manifest.json"
+    changed = file.read_text().replace('"scale": 0.', '"scale": 1.')
+    assert changed != file.read_text()
+    file.write_text(changed)
+    with pytest.raises(ValueError, match="manifest.json contradicts the files of its shards.*delete .* again"):
+        encode(cache)
+    assert file.read_text() == changed
+
+
+def test_a_folder_of_a_cache_that_is_not_intact_is_written_again(cache):
+    writer, folder = latent_cache.LatentCacheWriter(cache, PLAN), cache / "autoencoder"
+    whole = content(cache)
+    (folder / "weights").write_text("1, 2, 4")
+    good = [lambda folder: (folder / "weights").write_text("1, 2, 3"), lambda f: "3" in (f / "weights").read_text()]
+    for _ in range(2):
+        writer.write_folder("autoencoder", *good)
+    assert content(cache) == whole and writer.mended == ["autoencoder/"]
+
+
+def test_the_place_of_the_data_is_no_part_of_a_plan_with_its_content(tmp_path):
+    known = {"version": "content-1", "names": "names-1"}
+    here, there = (dataclasses.replace(PLAN, data=PLAN.data | known | {"name": name}) for name in ("here", "there"))
+    encode(tmp_path, here)
+    whole = content(tmp_path)
+    assert encode(tmp_path, there) == [] and content(tmp_path) == whole
+    flip_a_bit(next(tmp_path.glob("*test*.arrayrecord")))
+    assert len(encode(tmp_path, there)) == 1 and content(tmp_path) == whole
+    other = dataclasses.replace(there, data=there.data | {"version": "content-2"})
+    with pytest.raises(ValueError, match="data.version='content-1', but this command has 'content-2'"):
+        latent_cache.LatentCacheWriter(tmp_path, other)
