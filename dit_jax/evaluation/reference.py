@@ -5,8 +5,6 @@ file named by a hash of the reference's content, of the network's weights and of
 """
 
 import dataclasses
-import hashlib
-import json
 import os
 import pathlib
 import re
@@ -34,6 +32,7 @@ from dit_jax.data.pipeline import byte_transform, eval_batches
 from dit_jax.data.sources import TFDS_NAME, Source, content_digest, hash_files, open_source, tfds_classes
 from dit_jax.data.transforms import CROP
 from dit_jax.evaluation.features import extract_features
+from dit_jax.evaluation.kept import kept_file, read_arrays, write_arrays
 from dit_jax.evaluation.measure import Reference
 from dit_jax.evaluation.networks import NamedNetwork
 from dit_jax.metrics.adm_files import (
@@ -53,6 +52,7 @@ from dit_jax.terminal import progress, tell
 
 READ_IMAGES = 256  # at once
 SAMPLES_NAME = "samples.npz"  # of `dit-jax sample`
+VERSION = 2  # of the files; those of the first have no sum, and of pictures as they were read then
 MAX_FEATURES = 10_000  # images whose features are kept: those of the published precision and recall
 
 
@@ -140,7 +140,8 @@ def open_reference(reference: str | None, data: DataConfig) -> ReferenceImages:
         source = FolderImages(reference, data.background)
         if source.left_out and is_first():
             tell(f"{reference}: {len(source):,} images{source.left_out}")
-        digest = hash_files((path.relative_to(reference).as_posix(), path) for path in source.paths)
+        names = (path.relative_to(reference).as_posix() for path in source.paths)
+        digest = hash_files(zip(names, source.paths, strict=True), pathlib.Path(reference))
         identity = {"name": pathlib.Path(reference).resolve().name, "sha256": digest}
         identity["background"] = list(data.background)
     else:
@@ -202,18 +203,13 @@ def load_reference(
 def _computed(images: ReferenceImages, network: NamedNetwork, mesh: Mesh, cache: pathlib.Path) -> Reference:
     key = {"reference": images.identity, "network": network.facts}
     key |= {"jax": jax.__version__, "platform": jax.default_backend(), "features": MAX_FEATURES}
-    path = cache / f"reference-{_hash(key)[:16]}.npz"
-    if on_all_processes(path.is_file()):
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-    else:
+    key |= {"version": VERSION}
+    path = kept_file(cache, "reference", key, ".npz")
+    arrays = read_arrays(path, key)
+    if not on_all_processes(arrays is not None):
         arrays = _statistics(images, network, mesh)
         if is_first():
-            cache.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(f".{os.getpid()}.tmp")
-            with temporary.open("wb") as file:
-                np.savez(file, **arrays)
-            os.replace(temporary, path)
+            write_arrays(path, key, arrays)
     statistics = [
         Statistics(arrays[mean], arrays[covariance], images.num_images) if mean in arrays else None
         for mean, covariance in FEATURES.values()
@@ -241,7 +237,3 @@ def _statistics(images: ReferenceImages, network: NamedNetwork, mesh: Mesh) -> d
         statistics = accumulator.statistics()
         arrays |= dict(zip(FEATURES[kind], (statistics.mean, statistics.covariance), strict=True))
     return arrays
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -8,12 +8,13 @@ import itertools
 import json
 import math
 import pathlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dit_jax.evaluation.chart import line_chart, standalone
 from dit_jax.evaluation.protocol import figure_label, read_card, refuse_other, write_card
-from dit_jax.files import file_name, write_text_whole
+from dit_jax.files import SUM_KEY, check_seal, file_name, read_json, sealed, write_text_whole
 from dit_jax.parallel.distributed import is_first
 from dit_jax.parallel.mesh import on_all_processes
 
@@ -52,19 +53,44 @@ def run_sweep(
       ValueError: where a card of other settings would be lost, before the first point is evaluated.
     """
     for point in points:
-        subject, protocol = expected(point)
-        refuse_other(folder / f"{point_name(point)}.json", subject | protocol, overwrite)
+        path, (subject, protocol) = folder / f"{point_name(point)}.json", expected(point)
+        refuse_other(path, subject | protocol, overwrite or _is_damaged(path))
     folder.mkdir(parents=True, exist_ok=True)
     cards = []
     for point in points:
         path = folder / f"{point_name(point)}.json"
-        card = read_card(path) if path.is_file() else None
+        card = _kept_card(path)
         if not on_all_processes(card is not None and _matches(card, *expected(point))):
             card = evaluate(point)
             if is_first():
-                write_card(path, card)
+                write_card(path, sealed(card))
         cards.append(card)
     return cards
+
+
+def _is_damaged(path: pathlib.Path) -> bool:
+    """Returns whether a card is not what was written; older versions wrote none with a sum, and these are not."""
+    try:
+        record = read_json(path)
+        if isinstance(record, dict) and SUM_KEY in record:
+            check_seal(record)
+        return False
+    except FileNotFoundError:
+        return False
+    except ValueError:
+        return True
+
+
+def _kept_card(path: pathlib.Path) -> dict[str, Any] | None:
+    """Returns the card of a point that was measured; None where there is none, or it has not the sum of its content."""
+    if not path.is_file():
+        return None
+    try:
+        return check_seal(read_card(path))
+    except ValueError as error:
+        if is_first():
+            print(f"{path} is measured again: {error}", file=sys.stderr, flush=True)
+        return None
 
 
 def _matches(card: dict[str, Any], subject: dict, protocol: dict) -> bool:

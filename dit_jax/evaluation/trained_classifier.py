@@ -1,7 +1,6 @@
 """The classifier of a data set (`metrics.classifier`), trained on first need in about a minute, and kept."""
 
-import hashlib
-import json
+import dataclasses
 import os
 import pathlib
 from collections.abc import Iterator
@@ -11,15 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
-from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from dit_jax.config import DataConfig
+from dit_jax.data.identity import without_place
 from dit_jax.data.pipeline import byte_transform, eval_batches, train_batches
 from dit_jax.data.sources import open_source, source_identity
-from dit_jax.files import file_lock
+from dit_jax.evaluation.kept import kept_file, kept_weights
 from dit_jax.metrics.classifier import Classifier
 from dit_jax.parallel.distributed import is_first
 from dit_jax.parallel.preemption import heed_alone
@@ -28,7 +25,7 @@ from dit_jax.types import Array, Params
 
 # Whatever changes the weights is here, for it names the file that keeps them.
 RECIPE = {
-    "version": 1,  # of the network and of the code below
+    "version": 2,  # of the network, of the code below and of the file; files of version 1 have no sum
     "seed": 0,
     "batch_size": 64,
     "max_steps": 2400,
@@ -65,20 +62,17 @@ def trained_classifier(data: DataConfig, cache: str | os.PathLike) -> TrainedCla
 
 def _from_cache(module: Classifier, data: DataConfig, cache: pathlib.Path) -> tuple[Params, np.float32]:
     training, held_out = (open_source(data, split) for split in (data.train_split, data.eval_split))
-    key = {"data": source_identity(data), "split": data.train_split, "recipe": RECIPE, "jax": jax.__version__}
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    path = cache / f"classifier-{name}.safetensors"
-    with file_lock(path.with_suffix(".lock")):
-        if not path.is_file():
-            params = train_classifier(module, data, training)
-            right = np.mean(np.concatenate(list(_right(module, params, data, held_out))))
-            temporary = path.with_suffix(".tmp")
-            metadata = {"accuracy": repr(float(right)), "of": json.dumps(key)}
-            save_file(flatten_dict(params, sep="/"), temporary, metadata=metadata)
-            os.replace(temporary, path)
-    with safe_open(path, framework="numpy") as file:
-        params = unflatten_dict({name: file.get_tensor(name) for name in file.keys()}, sep="/")  # noqa: SIM118
-        return params, np.float32(file.metadata()["accuracy"])
+    read = dataclasses.replace(data, extra_fields=(), map_field=None)  # of the data: images and labels
+    key = {"data": without_place(source_identity(read)), "split": data.train_split, "recipe": RECIPE}
+    key |= {"jax": jax.__version__}
+
+    def make() -> tuple[Params, dict[str, float]]:
+        params = train_classifier(module, data, training)
+        right = np.mean(np.concatenate(list(_right(module, params, data, held_out))))
+        return params, {"accuracy": float(right)}
+
+    params, facts = kept_weights(kept_file(cache, "classifier", key, ".safetensors"), key, make)
+    return params, np.float32(facts["accuracy"])
 
 
 def train_classifier(module: Classifier, data: DataConfig, source: Any) -> Params:

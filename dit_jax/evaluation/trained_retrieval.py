@@ -1,7 +1,6 @@
 """The image-text model of a data set (`metrics.retrieval`), trained on first need in minutes, and kept."""
 
-import hashlib
-import json
+import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
@@ -10,16 +9,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
-from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from dit_jax.config import DataConfig, TextConfig
+from dit_jax.data.identity import without_place
 from dit_jax.data.pipeline import Example, Transform, byte_transform, load_examples, train_batches
 from dit_jax.data.sources import open_source, source_identity
 from dit_jax.evaluation.example_conditions import spread_positions
+from dit_jax.evaluation.kept import kept_file, kept_weights
 from dit_jax.evaluation.text_encoders import CaptionEncoder, load_caption_encoder, load_text_encoder, text_digest
-from dit_jax.files import file_lock, user_path
+from dit_jax.files import user_path
 from dit_jax.metrics.retrieval import ImageTextModel, retrieval_figures
 from dit_jax.parallel.distributed import is_first
 from dit_jax.parallel.preemption import heed_alone
@@ -28,7 +26,7 @@ from dit_jax.types import Array, Params
 
 # Whatever changes the weights is here, for it names the file that keeps them.
 RECIPE = {
-    "version": 1,  # of the network and of the code below
+    "version": 2,  # of the network, of the code below and of the file; files of version 1 have no sum
     "seed": 0,
     "batch_size": 256,
     "max_steps": 1500,
@@ -86,18 +84,16 @@ def trained_retrieval(
     shape = load_text_encoder(text_encoder).module.shape
     text = TextConfig(max_length=min(RECIPE["max_length"], shape.max_length), frozen_width=shape.width)
     encoder = load_caption_encoder(text, text_encoder)
-    key = {"data": source_identity(data), "split": data.train_split, "field": caption_field, "recipe": RECIPE}
-    key |= {"text_encoder": text_digest(text, text_encoder), "jax": jax.__version__}
-    path = pathlib.Path(user_path(os.fspath(cache))) / f"retrieval-{_digest(key)}.safetensors"
+    read = dataclasses.replace(data, extra_fields=(caption_field,), map_field=None)
+    key = {"data": without_place(source_identity(read)), "split": data.train_split, "field": caption_field}
+    key |= {"recipe": RECIPE, "text_encoder": text_digest(text, text_encoder), "jax": jax.__version__}
+    path = kept_file(pathlib.Path(user_path(os.fspath(cache))), "retrieval", key, ".safetensors")
     module, held_out = ImageTextModel(), open_source(data, data.eval_split)
-    with file_lock(path.with_suffix(".lock")):
-        if not path.is_file():
-            params = train_retrieval(module, data, caption_field, encoder, open_source(data, data.train_split))
-            temporary = path.with_suffix(".tmp")
-            save_file(flatten_dict(params, sep="/"), temporary, metadata={"of": json.dumps(key)})
-            os.replace(temporary, path)
-    with safe_open(path, framework="numpy") as file:
-        params = unflatten_dict({name: file.get_tensor(name) for name in file.keys()}, sep="/")  # noqa: SIM118
+
+    def make() -> tuple[Params, dict[str, Any]]:
+        return train_retrieval(module, data, caption_field, encoder, open_source(data, data.train_split)), {}
+
+    params, _ = kept_weights(path, key, make)
     positions = spread_positions(len(held_out), min(len(held_out), num_examples or len(held_out)))
     pairs = load_examples(held_out, pair_transform(data, caption_field, train=False), positions)
     captions, first, right = np.unique(pairs["caption"].astype(str), return_index=True, return_inverse=True)
@@ -175,7 +171,3 @@ def train_retrieval(
             params, state = step(params, state, batch["image"], text, same)
             heed_alone()
         return jax.tree.map(np.asarray, params)
-
-
-def _digest(key: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]

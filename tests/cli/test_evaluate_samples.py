@@ -17,6 +17,7 @@ from dit_jax.data.sources import open_source
 from dit_jax.evaluation.parts import Parts
 from dit_jax.evaluation.protocol import refuse_other
 from dit_jax.evaluation.trained_classifier import trained_classifier
+from dit_jax.files import check_seal, sealed
 from dit_jax.metrics.frechet import frechet_distance, statistics
 from dit_jax.metrics.history import read_metrics
 from tests.cli.test_main import fail, write_config
@@ -230,16 +231,18 @@ def test_a_sweep_has_every_combination_and_goes_on_where_it_stopped(root, capsys
     charts = [output / f"fd_classifier_40_by_{axis}.svg" for axis in ("cfg_scale", "steps")]
     assert all("<polyline" in chart.read_text() for chart in charts)
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in points}
-    stale = json.loads(points[1].read_text())
+    stale = check_seal(json.loads(points[1].read_text()))
     stale["protocol"]["samples"]["seed"] = 7
-    points[1].write_text(json.dumps(stale))
+    points[1].write_text(json.dumps(sealed(stale)))
     points[2].unlink()  # as a kill would leave it
+    damaged = points[3].read_text().replace('"fd_classifier_40": ', '"fd_classifier_40": 1', 1)  # another figure
+    points[3].write_text(damaged)
     command = ["evaluate", f"--workdir={root / 'dit'}", f"--cache={root / 'cache'}", f"--output={output}"]
     assert "samples.seed: 7 -> 0" in fail(capsys, *command, *DRAW, *sweep) and not points[2].exists()
     evaluate(root, output, *sweep, "--overwrite")
     for path, (time, content) in before.items():
         assert path.read_bytes() == content
-        assert (path.stat().st_mtime_ns == time) == (path in (points[0], points[3]))
+        assert (path.stat().st_mtime_ns == time) == (path == points[0])
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,10 @@
 """The classifier of a data set: the same from the same images, kept, and told by its accuracy."""
 
+import dataclasses
+
 import jax
 import numpy as np
+from PIL import Image
 
 from dit_jax.config import DataConfig
 from dit_jax.data.sources import open_source
@@ -21,7 +24,12 @@ def test_it_learns_is_deterministic_and_is_trained_once(tmp_path):
     second = trained_classifier(data, tmp_path / "cache")
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, first.params, second.params)))
     assert kept.stat().st_mtime_ns == written and second.accuracy == first.accuracy
-    next((tmp_path / "images" / "class_0").iterdir()).unlink()  # other images: another classifier
+    moved = (tmp_path / "images").rename(tmp_path / "moved")
+    data = dataclasses.replace(data, name=str(moved))
+    assert trained_classifier(data, tmp_path / "cache").accuracy == first.accuracy
+    assert [kept] == list((tmp_path / "cache").glob("classifier-*.safetensors"))
+    path = moved / "class_0" / "000.png"
+    Image.fromarray(255 - np.asarray(Image.open(path))).save(path)  # another image of this name: another classifier
     trained_classifier(data, tmp_path / "cache")
     assert len(list((tmp_path / "cache").glob("classifier-*.safetensors"))) == 2
 
