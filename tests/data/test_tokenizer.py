@@ -1,11 +1,13 @@
 """Captions become ids of a fixed length; what does not fit, and what is no tokenizer, is said in one line."""
 
+import gc
 import json
 
 import numpy as np
 import pytest
 import tokenizers
 
+from dit_jax.data import tokenizer as tokenizer_module
 from dit_jax.data.tokenizer import Tokenizer
 from tests.tiny import WORDS, write_tokenizer
 
@@ -106,3 +108,76 @@ def test_a_tokenizer_of_another_encoder_is_an_error(tmp_path):
 def test_a_length_without_room_for_a_word_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"max_length=2 tokens must be more than the 2 that begin and end"):
         Tokenizer(write_tokenizer(tmp_path), 2)
+
+
+PLAIN = {"type": "WordLevel", "vocab": {"a": 0, "[UNK]": 1}, "unk_token": "[UNK]"}
+MULTIPLIED = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"normalizer": {"type": "Replace", "pattern": {"Regex": "(x+x+)+y"}, "content": "b"}},
+            "cannot tokenize 'xx.*retry",
+        ),
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": ""}}, "is no tokenizer of Hugging Face's form"),
+        ({"normalizer": {"type": "Sequence", "normalizers": [MULTIPLIED] * 20}}, "cannot tokenize .*too much memory"),
+        ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "cannot tokenize .*chunk size must be non-zero"),
+        ({"model": PLAIN | {"vocab": {"a": 2**32 - 1, "[UNK]": 1}}}, "has ids up to 4,294,967,295"),
+        (
+            {
+                "post_processor": {
+                    "type": "TemplateProcessing",
+                    "single": [{"SpecialToken": {"id": "X", "type_id": 0}}],
+                    "pair": [],
+                    "special_tokens": {},
+                }
+            },
+            "cannot tokenize .*no entry found for key",
+        ),
+    ],
+    ids=["regex", "table", "memory", "chunks", "ids", "template"],
+)
+def test_what_makes_the_package_panic_or_fill_the_memory_is_one_line(tmp_path, capfd, monkeypatch, change, message):
+    monkeypatch.setattr(tokenizer_module, "BASE_MEMORY", 2**28)
+    parts = ("normalizer", "pre_tokenizer", "post_processor", "decoder", "truncation", "padding")
+    content = {"version": "1.0", "added_tokens": [], "model": PLAIN, **dict.fromkeys(parts)}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content | change))
+    with pytest.raises(ValueError, match=message) as error:
+        Tokenizer(tmp_path, 8).tokenize(["x" * 60 + "a"])
+    assert "\n" not in str(error.value) and capfd.readouterr() == ("", "")
+
+
+def test_a_caption_that_takes_too_long_ends_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenizer_module, "CAPTION_SECONDS", 0.05)
+    tokenizer = Tokenizer(write_tokenizer(tmp_path), 8)
+    with pytest.raises(ValueError, match="cannot tokenize 'red red .* takes more than 0.05 seconds"):
+        tokenizer.tokenize(["red " * 10**6])
+    assert tokenizer.tokenize(["a red flag"])["mask"].sum() == 5
+
+
+def test_an_answer_that_was_not_waited_for_is_no_later_captions(tmp_path, monkeypatch):
+    tokenizer = Tokenizer(write_tokenizer(tmp_path), 8)
+    expected = tokenizer.tokenize(["a red flag"])
+    process = tokenizer._process
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(
+        process, "stdout", type("Pipe", (), {"readline": lambda self: interrupted(), "close": lambda self: None})()
+    )
+    with pytest.raises(KeyboardInterrupt):
+        tokenizer.tokenize(["star"])
+    assert process.poll() is not None
+    np.testing.assert_array_equal(tokenizer.tokenize(["a red flag"])["ids"], expected["ids"])
+
+
+def test_its_process_ends_with_it(tmp_path):
+    tokenizer = Tokenizer(write_tokenizer(tmp_path), 8)
+    process = tokenizer._process
+    assert process.poll() is None
+    del tokenizer
+    gc.collect()
+    assert process.poll() is not None
