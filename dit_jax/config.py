@@ -111,6 +111,9 @@ class AutoencoderConfig:
     codebook: CodebookConfig | None = None  # VQ; None: KL-regularised
     discriminator: DiscriminatorConfig | None = None
     frozen_encoder: bool = False  # train the decoder alone: the latents stay what they are
+    # Of its latents for a denoiser (`LatentsConfig`), where the file that it was converted from tells them.
+    latents_scale: float | None = field(None, fixed=False)
+    latents_shift: float | None = field(None, fixed=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +125,7 @@ class LatentsConfig:
     # Instead of a cache: the workdir of what encodes in each step.
     encode_with: str | None = field(None, fixed=False, path=True)
     scale: float | None = field(None, recorded=True)  # latents are multiplied by it; None: the cache's, 1/std
+    shift: float = 0.0  # subtracted from the latents before, as Stable Diffusion 3 does
     autoencoder: str | None = field(None, recorded=True)  # SHA-256 of what made them; None: whatever made the cache
 
 
@@ -467,6 +471,7 @@ OPTIONAL_SECTIONS = ("dit", "unet", "conditions", "latents", "evaluation")
 MAX_COUNT, MAX_SIDE, MAX_DEPTH, MAX_LEVELS, MAX_WIDTH = 2**31 - 1, 2**14, 2**10, 16, 2**17
 MAX_CODES, MAX_POSITIONS = 2**24, 2**28  # rows of a table; numbers in the table of position embeddings
 ZERO_ALLOWED = ("attention_levels", "background", "timesteps", "start_step", "max_rollbacks")  # beside zero by default
+SIGNED = ("shift", "latents_shift")  # numbers that may be negative
 MIN_TILE = 8  # latents a side: what looks around a place, or everywhere, would see too little of a smaller tile
 LPIPS_MIN_SIZE = 16  # pixels a side: VGG-16 halves them four times
 
@@ -802,7 +807,11 @@ def _check_process(config: Config) -> None:
     """Raises ValueError where the latents, or the process that noises them, contradict themselves."""
     diffusion, latents = config.diffusion, config.latents
     if latents is not None:
-        _require(latents.scale != 0, f"config.latents.scale={latents.scale} must be positive, or None for the cache's")
+        _require(
+            latents.scale is None or 0 < latents.scale < math.inf,
+            f"config.latents.scale={latents.scale} must be positive and finite, or None for the cache's",
+        )
+        _require(math.isfinite(latents.shift), f"config.latents.shift={latents.shift} must be finite")
         _require(
             latents.path is None or latents.encode_with is None,
             f"config.latents.path={latents.path!r} and encode_with={latents.encode_with!r}: give one of them",
@@ -1130,7 +1139,7 @@ def _check_numbers(section: Any, path: str) -> None:
             if isinstance(number, int) and not isinstance(number, bool):
                 _require(number <= MAX_COUNT, f"{name}={_shown(value)} must be at most {MAX_COUNT}")
                 _require(number > 0 or (number == 0 and zero_allowed), f"{name}={value} must be positive")
-            elif isinstance(number, float):
+            elif isinstance(number, float) and f.name not in SIGNED:
                 _require(number >= 0, f"{name}={value} must not be negative")
 
 

@@ -332,7 +332,8 @@ def abstract_codec(config: Config, mesh: "Mesh"):
     source = autoencoder_source(config)
     _, autoencoder = find_checkpoint(pathlib.Path(source))
     module = build_autoencoder(autoencoder.autoencoder, autoencoder.data.channels)
-    return Codec(on_every_device(abstract_params(autoencoder), mesh), module, config.latents.scale or 1.0)
+    latents = with_scale(config).latents
+    return Codec(on_every_device(abstract_params(autoencoder), mesh), module, latents.scale, latents.shift)
 
 
 def on_every_device(shapes, mesh: "Mesh"):

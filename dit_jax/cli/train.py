@@ -637,7 +637,10 @@ def load_copied_codec(config: Config, workdir: pathlib.Path, mesh: "Mesh"):
     from dit_jax.evaluation.loaded import AUTOENCODER_DIR, load_codec
 
     latents = config.latents
-    return latents and load_codec(workdir / AUTOENCODER_DIR, latents.scale, mesh, digest=latents.autoencoder)
+    if latents is None:
+        return None
+    folder = workdir / AUTOENCODER_DIR
+    return load_codec(folder, latents.scale, mesh, shift=latents.shift, digest=latents.autoencoder)
 
 
 def frozen_networks(config: Config, codec: "Callable", mesh: "Mesh"):

@@ -81,6 +81,7 @@ class Drawing:
             "params": params_digest(model.params),
             "autoencoder": None if model.codec is None else params_digest(model.codec.params),
             "latents_scale": None if model.codec is None else float(model.codec.scale),
+            **({"latents_shift": model.codec.shift} if model.codec is not None and model.codec.shift else {}),
             "denoiser": dataclasses.asdict(model.config.denoiser),
             "diffusion": config["diffusion"],
             "compute": compute,

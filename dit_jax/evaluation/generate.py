@@ -207,6 +207,7 @@ def check_classifier(config: Config, theirs: Config) -> None:
             "the input's shape": each.input_shape,
             "latents.autoencoder": each.latents and each.latents.autoencoder,
             "latents.scale": each.latents and each.latents.scale,
+            "latents.shift": each.latents and each.latents.shift,
         }
         | {f"diffusion.{name}": getattr(each.diffusion, name) for name in PROCESS_FIELDS}
         for each, names in zip((config, theirs), _names_of_both(config, theirs), strict=True)

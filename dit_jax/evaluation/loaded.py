@@ -308,8 +308,9 @@ def load(
     elif config.latents is None or not (workdir / AUTOENCODER_DIR).is_dir():
         codec = None
     else:
-        latents = config.latents
-        codec = load_codec(workdir / AUTOENCODER_DIR, latents.scale, mesh, digest=latents.autoencoder)
+        scale, latents = _scale_of(workdir, config), config.latents
+        folder = workdir / AUTOENCODER_DIR
+        codec = load_codec(folder, scale, mesh, shift=latents.shift, digest=latents.autoencoder)
     text = config.conditions and config.conditions.text
     captions = None
     if text and (workdir / TEXT_ENCODER_DIR).is_dir():
@@ -319,9 +320,14 @@ def load(
 
 
 def load_codec(
-    workdir: str | os.PathLike, scale: float, mesh: Mesh, step: int | None = None, digest: str | None = None
+    workdir: str | os.PathLike,
+    scale: float,
+    mesh: Mesh,
+    step: int | None = None,
+    shift: float = 0.0,
+    digest: str | None = None,
 ) -> Codec:
-    """Returns the autoencoder of a workdir's newest good checkpoint (or of `step`), for latents times `scale`.
+    """Returns the autoencoder of a workdir's newest good checkpoint (or of `step`), for latents (z - shift) * scale.
 
     digest: of the autoencoder that the latents are of (`params_digest`); None, as old conversions have it: any.
 
@@ -337,7 +343,16 @@ def load_codec(
             f"{workdir} must be the autoencoder of the latents (config.latents.autoencoder={digest!r}), but is another "
             f"({found!r}); put the right one there"
         )
-    return Codec(params, build_autoencoder(config.autoencoder, config.data.channels), scale)
+    return Codec(params, build_autoencoder(config.autoencoder, config.data.channels), scale, shift)
+
+
+def _scale_of(workdir: pathlib.Path, config: Config) -> float:
+    if config.latents.scale is None:
+        raise ValueError(
+            f"{workdir} has an autoencoder, but no config.latents.scale to decode latents with, as older versions "
+            "converted; convert the weights again"
+        )
+    return config.latents.scale
 
 
 def stored_digest(workdir: str | os.PathLike) -> str:

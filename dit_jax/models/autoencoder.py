@@ -47,6 +47,11 @@ def latents_of(moments: Array, channels: int, noise: Array) -> Array:
     return moments if moments.shape[-1] == channels else posterior_sample(moments, noise)
 
 
+def scaled(z: Array, scale: float, shift: float = 0.0) -> Array:
+    """Returns an autoencoder's latents as diffusion works with them, at unit variance."""
+    return scale * (z - shift if shift else z)
+
+
 class Middle(nn.Module):
     """Residual block, attention, residual block at the lowest resolution."""
 
@@ -188,11 +193,12 @@ class Autoencoder(nn.Module):
 
 @flax.struct.dataclass
 class Codec:
-    """A trained autoencoder, with latents at the unit variance that diffusion works in."""
+    """A trained autoencoder, with latents at the unit variance that diffusion works in: (z - shift) * scale."""
 
     params: Params
     module: Autoencoder = flax.struct.field(pytree_node=False)
     scale: float = flax.struct.field(pytree_node=False)
+    shift: float = flax.struct.field(pytree_node=False, default=0.0)
 
     @property
     def factor(self) -> int:
@@ -211,11 +217,12 @@ class Codec:
 
     def encode(self, images: Array, tile: int | None = None) -> Array:
         """Returns scaled latents [B, H/f, W/f, c]: the posterior's mean; VQ: not quantized. tile: see `moments`."""
-        return self.scale * self.moments(images, tile)[..., : self.module.latent_channels]
+        return scaled(self.moments(images, tile)[..., : self.module.latent_channels], self.scale, self.shift)
 
     def decode(self, latents: Array, tile: int | None = None) -> Array:
         """Returns images [B, H, W, C] of scaled latents; larger ones by overlapping tiles of `tile` latents a side."""
-        return self._apply("decode", latents / self.scale, tile, 1, self.factor)
+        z = latents / self.scale
+        return self._apply("decode", z + self.shift if self.shift else z, tile, 1, self.factor)
 
     def _apply(self, method: str, x: Array, tile: int | None, in_factor: int, out_factor: int) -> Array:
         def function(x: Array) -> Array:

@@ -7,7 +7,7 @@ import jax
 from dit_jax.config import Config
 from dit_jax.diffusion.losses import hybrid_loss
 from dit_jax.diffusion.process import Process, make_process
-from dit_jax.models.autoencoder import latents_of
+from dit_jax.models.autoencoder import latents_of, scaled
 from dit_jax.models.build import build_denoiser
 from dit_jax.models.conditioners import FrozenNetworks, batch_conditions, draw_dropped, null_rows
 from dit_jax.training.step import Draws, Loss, batch_size_of
@@ -28,7 +28,8 @@ def diffusion_input(config: Config, moments: Array, noise: Array) -> Array:
     """
     if config.latents is None:
         return moments
-    return config.latents.scale * latents_of(moments, config.latents.shape[-1], noise)
+    latents = config.latents
+    return scaled(latents_of(moments, latents.shape[-1], noise), latents.scale, latents.shift)
 
 
 def draw_noise(
