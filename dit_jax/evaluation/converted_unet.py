@@ -70,7 +70,7 @@ def released_config(shape: dict[str, Any]) -> Config:
             class_conditional=rows is not None,
             label_dropout=0.1 if guided else 0.0,
         ),
-        latents=LatentsConfig(shape=(height, height, channels), scale=1.0) if factor > 1 else None,
+        latents=LatentsConfig(shape=(height, height, channels)) if factor > 1 else None,
         diffusion=DiffusionConfig(
             variance="learned_range" if shape["out_channels"] == 2 * channels else "fixed_small", **schedule
         ),

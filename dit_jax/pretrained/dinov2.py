@@ -7,6 +7,7 @@ from dit_jax.pretrained.name_map import Entry, Tensors
 
 PATCH_SIZE = 14
 CLASS_TOKEN, HF_CLASS_TOKEN = "cls_token", "embeddings.cls_token"
+PATCHES = ("patch_embed.proj.weight", "embeddings.patch_embeddings.projection.weight")  # of either form
 UNUSED = ("mask_token", "embeddings.mask_token")  # training's
 
 

@@ -66,24 +66,26 @@ def _linear(path: str, *names: str) -> Iterator[Entry]:
 def released_shape(tensors: Tensors) -> dict[str, int]:
     """Returns what a released file's shapes say of the model: the fields of `DiTConfig`, and the input's.
 
-    Keys: depth, width, patch_size, num_classes, height (of the square input), channels, out_channels.
+    Keys: depth, width, patch_size, num_classes, channels, out_channels; height of the square input, where the position
+    table is there to tell it.
     """
     numbers = [int(m[1]) for m in (re.match(r"blocks\.(\d{1,9})\.", name) for name in tensors) if m]
     depth = 1 + max(numbers, default=-1)
     if depth > len(tensors):
         raise ValueError(f"block {depth - 1} is there, but only {len(tensors)} tensors")
     projection = require(tensors, "x_embedder.proj.weight", 4)
-    num_tokens = require(tensors, POSITION_TABLE, 3).shape[1]
     width, channels, patch_size, _ = projection.shape
-    return {
+    shape = {
         "depth": depth,
         "width": width,
         "patch_size": patch_size,
         "num_classes": len(require(tensors, "y_embedder.embedding_table.weight", 2)) - 1,
-        "height": math.isqrt(num_tokens) * patch_size,
         "channels": channels,
         "out_channels": len(require(tensors, "final_layer.linear.bias", 1)) // patch_size**2,
     }
+    if POSITION_TABLE in tensors:
+        shape["height"] = math.isqrt(require(tensors, POSITION_TABLE, 3).shape[1]) * patch_size
+    return shape
 
 
 def require(tensors: Tensors, name: str, num_axes: int) -> np.ndarray:

@@ -12,6 +12,7 @@ from dit_jax.types import Params
 UNUSED = "num_batches_tracked"  # PyTorch's counters of training
 MAX_GRAPH_BYTES = 2**28  # the released graph has 96 MB
 STEM = ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "Conv2d_3b_1x1", "Conv2d_4a_3x3")  # in order
+STEM_TENSOR = "Conv2d_1a_3x3.conv.weight"  # of the port
 BLOCKS = ["5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c"]  # in order
 TOWERS = {"3x3": 0, "5x5": 0, "7x7": 0, "3x3dbl": 1, "7x7dbl": 1, "7x7x3": 1, "pool": 2}  # by a branch's name
 PORT_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}

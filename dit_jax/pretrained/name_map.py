@@ -1,5 +1,6 @@
 """Between another program's named tensors and our tree of parameters: a table of entries, read in both directions."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -80,6 +81,30 @@ def flatten(tree: Params, prefix: str = "") -> Iterable[tuple[str, np.ndarray]]:
             yield from flatten(value, f"{prefix}{key}/")
         else:
             yield prefix + key, value
+
+
+def unwrapped(tensors: Tensors, firsts: Sequence[str], inside: str = "") -> tuple[dict[str, np.ndarray], list[str]]:
+    """Returns a model's tensors without what a program that holds the model put before their names, and notes.
+
+    Args:
+      firsts: names, one of which every such model has; inside: what stands before them where the model is part of one
+        whose other tensors are wanted too, and stays.
+
+    Raises:
+      ValueError: where two such models are there.
+    """
+    found = {name.removesuffix(first) for first in firsts for name in tensors if f".{name}".endswith(f".{first}")}
+    found = {prefix.removesuffix(inside) for prefix in found if prefix.endswith(inside)} or found
+    averages = {prefix for prefix in found if "ema" in re.split(r"[._]", prefix)}
+    prefixes = sorted(averages if len(found) > 1 == len(averages) else found)
+    if len(prefixes) > 1 and "" not in prefixes:
+        raise ValueError(f"the tensors of two models are there, of {prefixes[0]!r} and of {prefixes[1]!r}; keep one")
+    if not prefixes or "" in prefixes:
+        return dict(tensors), []
+    kept = {name.removeprefix(prefixes[0]): tensor for name, tensor in tensors.items() if name.startswith(prefixes[0])}
+    left = sorted(name for name in tensors if not name.startswith(prefixes[0]))
+    notes = [f"taken: the tensors whose names begin with {prefixes[0]!r}"]
+    return kept, notes + [f"left out: {len(left)} tensors such as {name!r}" for name in left[:1]]
 
 
 def _to_ours(array: np.ndarray, entry: Entry) -> np.ndarray:

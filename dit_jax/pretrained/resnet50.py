@@ -3,13 +3,13 @@
 That is a `model.json`, which lists the arrays' names and shapes, and files of their bytes, one after the other.
 """
 
-import json
 import math
 import pathlib
 from collections.abc import Iterator
 
 import numpy as np
 
+from dit_jax.files import MAX_BYTES, parse_json
 from dit_jax.pretrained.files import read_archive
 from dit_jax.pretrained.name_map import Entry, flatten
 from dit_jax.types import Params
@@ -36,7 +36,10 @@ def read_npm_package(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise ValueError(f"{path} must hold a file {FOLDER}/model.json, but does not; fetch it again")
     try:
         tensors = {}
-        for group in json.loads(files[f"{FOLDER}/model.json"])["weightsManifest"]:
+        listed = files[f"{FOLDER}/model.json"]
+        if len(listed) > MAX_BYTES:
+            raise ValueError(f"it must have at most {MAX_BYTES:,} bytes")
+        for group in parse_json(listed)["weightsManifest"]:
             content = b"".join(files[f"{FOLDER}/{name}"] for name in group["paths"])
             start = 0
             for weight in group["weights"]:

@@ -1,5 +1,6 @@
 """Converted autoencoders: encodings and decodings equal diffusers' (0.35 and later), there and back is bit-exact."""
 
+import dataclasses
 import json
 import shutil
 
@@ -134,7 +135,8 @@ def test_a_compvis_file_has_its_programs_names_and_there_and_back_the_same_bits(
     save_file(prefixed, tmp_path / "ldm.safetensors")
     run_2 = convert(tmp_path / "ldm.safetensors", tmp_path / "run_2")
     first, second = (dit_jax.load(path).config.autoencoder for path in (run, run_2))
-    assert first == second
+    told = {"latents_scale": first.latents_scale, "latents_shift": first.latents_shift}  # a file has no place for them
+    assert told["latents_scale"] == 0.18215 and first == dataclasses.replace(second, **told)
     state = torch.load(convert(run_2, tmp_path / "again.pt"), weights_only=True)
     assert state.keys() == released.keys()
     for name, tensor in released.items():
