@@ -18,10 +18,15 @@ import numpy as np
 from dit_jax.files import read_json, written_whole
 from dit_jax.pretrained.name_map import Tensors
 from dit_jax.pretrained.pickles import MAX_PICKLE_BYTES, array_of, is_array, kind_of, read_pickle, shown
-from dit_jax.pretrained.torch_files import MAX_EXPANSION, read_torch_file
+from dit_jax.pretrained.torch_files import DTYPES, MAX_EXPANSION, read_torch_file
 
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+SAFETENSORS_DTYPES = {  # theirs: PyTorch's
+    **{"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn"},
+    **{"F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8"},
+    "BOOL": "bool",
+}
 INDEX = ".index.json"  # ends the name of a list of the files that a model's tensors are in
 HUGGING_FACE_STEMS = ("model", "pytorch_model")  # of the files of weights in transformers' folders
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # PyTorch's, around a layer
@@ -180,14 +185,25 @@ def _read_sharded(path: pathlib.Path) -> tuple[dict[str, np.ndarray], list[str]]
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.flax import load_file  # NumPy has no bfloat16 of its own
+    from safetensors import SafetensorError, deserialize
 
     try:
-        return {name: np.asarray(array, np.float32) for name, array in load_file(path).items()}
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        parts = deserialize(path.read_bytes())
+    except SafetensorError as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} is truncated or not a safetensors file ({reason}); fetch it again") from error
+    tensors = {}
+    while parts:  # one is let go before the next is made float32
+        name, part = parts.pop()
+        dtype = SAFETENSORS_DTYPES.get(part["dtype"])
+        if dtype is None:
+            known = ", ".join(SAFETENSORS_DTYPES)
+            raise ValueError(
+                f"{path}: tensor {shown(name)} is of {part['dtype']}, not of {known}; save it as one of these"
+            )
+        array = np.frombuffer(part["data"], np.dtype(DTYPES[dtype]))
+        tensors[name] = array.reshape(part["shape"]).astype(np.float32)
+    return tensors
 
 
 def _read_member(path: pathlib.Path, member: str) -> bytes:
