@@ -391,7 +391,7 @@ def check_cached_images(config: Config, identity: dict) -> None:
         )
     data, version = config.example_data, str(identity["version"])
     ours, theirs = {"config.data.name": data.name}, {"config.data.name": identity["name"]}
-    if os.path.isdir(os.path.expanduser(data.name)) and version.startswith((CONTENT, NAMES)):
+    if os.path.isdir(user_path(data.name)) and version.startswith((CONTENT, NAMES)):
         listed_as = version if is_of_names(version) else data.version
         found = in_form_of(identity, source_identity(dataclasses.replace(data, version=listed_as)))
         for facts, of in ((ours, found), (theirs, identity)):

@@ -21,6 +21,7 @@ from PIL import ExifTags, Image, features
 
 from dit_jax.config import DataConfig
 from dit_jax.data.classes import natural_key
+from dit_jax.data.identity import NAMES
 from dit_jax.data.transforms import to_channels
 from dit_jax.files import normalised, parse_json, user_path
 
@@ -38,7 +39,6 @@ JUNK_NAMES = {"__macosx", "@eadir", "$recycle.bin", "thumbs.db", "desktop.ini"} 
 METADATA_NAME = "metadata.jsonl"  # further fields of an image folder's images, as Hugging Face's imagefolder has them
 MAX_LINE_LENGTH = 2**20  # characters of that file: an image's captions are hundreds
 EVAL_EVERY = 10  # an image folder without a folder for each split holds out every tenth image of a class
-PLAIN_VERSION = "names-"  # begins `DataConfig.version` where version 1 of these rules lists and reads a folder
 PLAIN_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # that it lists
 WHITE = (255, 255, 255)
 MARKED = 128  # the level from which a mask's pixel is marked
@@ -137,7 +137,7 @@ def reads_as_stored(data: DataConfig) -> bool:
     Then classes are sorted as text ("10" before "2"), of their folders the files of `PLAIN_SUFFIXES` are listed, hidden
     ones too, EXIF and transparency are ignored, and 16 bits are not read.
     """
-    return (data.version or "").startswith(PLAIN_VERSION)
+    return (data.version or "").startswith(NAMES)
 
 
 def split_root(data: DataConfig, split: str) -> pathlib.Path:

@@ -20,14 +20,12 @@ import json
 import os
 import pathlib
 import stat
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from tqdm import tqdm
-
-from dit_jax.files import file_lock, written_whole
+from dit_jax.files import file_lock, sha256_of, user_path, written_whole
+from dit_jax.terminal import progress, tell
 
 INDEX_FOLDER = "~/.cache/dit_jax/sums"
 SETTLED_SECONDS = 2.0  # as coarse as any file system's times
@@ -37,6 +35,7 @@ DIGITS = 16  # of a hash that people see
 KEY_BYTES, SUM_BYTES = 16, hashlib.sha256().digest_size
 MAX_ENTRIES = 2**22  # of an index: 200 MB
 THREADS, PART = 16, 64  # readers, and the files that one takes at a time
+MANY_FILES = 2_000  # from so many on, reading them is shown
 LOCK_BYTES = 2**28  # from so many on, a process waits for another that reads the same files
 
 Listing = Mapping[str, Sequence[tuple[pathlib.Path, int]]]  # of each split: (path, label)
@@ -51,7 +50,7 @@ def folder_identity(
       name: the folder; listing: its images, in order.
       fields: of each split, of each image, the extra fields by name; "map" is the path of a picture.
     """
-    root = pathlib.Path(name).expanduser()
+    root = pathlib.Path(user_path(name))
     rows = [(split, path, label) for split, files in listing.items() for path, label in files]
     values = [row for split in listing for row in (fields[split] if fields else [{}] * len(listing[split]))]
     paths = [path for _, path, _ in rows] + [row["map"] for row in values if "map" in row]
@@ -89,7 +88,7 @@ def without_place(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 def is_same_place(one: str, other: str) -> bool:
     """Returns whether two names of a data set are equal, or lead to one folder."""
-    return one == other or (os.path.isdir(os.path.expanduser(one)) and _real(one) == _real(other))
+    return one == other or (os.path.isdir(_real(one)) and _real(one) == _real(other))
 
 
 def in_form_of(recorded: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,13 +180,12 @@ def _known(paths: Sequence[pathlib.Path], index: "_Index | None") -> list[str | 
 def _read(paths: Sequence[pathlib.Path], index: "_Index | None") -> list[str]:
     """Returns the sums of files, all of which are read, and keeps those of settled ones."""
     new: dict[bytes, bytes] = {}
-    # A few seconds pass in silence; a log takes a line now and then.
-    progress = tqdm(
+    # Few files are read in silence.
+    shown = progress(
         total=len(paths),
-        desc="reading images, to know whether they are the same",
         unit="file",
-        delay=3,
-        mininterval=0.1 if sys.stderr.isatty() else 30,
+        description="reading images, to know whether they are the same: file",
+        active=len(paths) >= MANY_FILES,
     )
 
     def read(path: pathlib.Path) -> str:
@@ -195,20 +193,19 @@ def _read(paths: Sequence[pathlib.Path], index: "_Index | None") -> list[str]:
         if before is None or not stat.S_ISREG(before.st_mode):
             return UNREADABLE
         try:
-            with path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256")
+            found = sha256_of(path)
         except (FileNotFoundError, PermissionError):
             return UNREADABLE
         except OSError as error:
             raise ValueError(f"{path} cannot be read ({error.strerror}); try again, or replace it") from error
         settled = max(before.st_mtime_ns, before.st_ctime_ns) < begun - SETTLED_SECONDS * 1e9
         if index is not None and settled and index.key(path, before) == index.key(path, _stat(path)):
-            new[index.key(path, before)] = found.digest()
-        progress.update()
-        return found.hexdigest()
+            new[index.key(path, before)] = bytes.fromhex(found)
+        shown.update()
+        return found
 
     try:
-        with progress:
+        with shown:
             return _parts_map(read, paths)
     finally:
         if index is not None and new:
@@ -245,9 +242,9 @@ class _Index:
 
     def __init__(self, root: pathlib.Path):
         self.root, self.path = root, None
-        with contextlib.suppress(RuntimeError):  # there is no home
+        with contextlib.suppress(ValueError):  # there is no home
             name = hashlib.sha256(os.fsencode(_real(str(root)))).hexdigest()[:DIGITS]
-            self.path = pathlib.Path(INDEX_FOLDER).expanduser() / name
+            self.path = pathlib.Path(user_path(INDEX_FOLDER)) / name
 
     def key(self, path: pathlib.Path, found: os.stat_result | None) -> bytes | None:
         """Returns what a file's sum is kept by; None of what is not there."""
@@ -284,18 +281,20 @@ class _Index:
 def _only_reader(index: _Index | None, root: pathlib.Path | None) -> Iterator[None]:
     """Keeps processes that share a home from reading the same files at once; where that cannot be, all read."""
 
-    def tell() -> None:
-        print(f"waiting for another process that reads the images in {root}", file=sys.stderr, flush=True)
+    def told() -> None:
+        tell(f"waiting for another process that reads the images in {root}")
 
     with contextlib.ExitStack() as stack:
         if index is not None and index.path is not None:
             with contextlib.suppress(OSError):
-                stack.enter_context(file_lock(index.path.with_suffix(".lock"), on_wait=tell))
+                stack.enter_context(file_lock(index.path.with_suffix(".lock"), on_wait=told))
         yield
 
 
 def _real(name: str) -> str:
-    return os.path.realpath(os.path.expanduser(name))
+    with contextlib.suppress(ValueError):  # a record may name a home that is not known here
+        name = user_path(name)
+    return os.path.realpath(name)
 
 
 def _digest(lines: Iterable[str]) -> str:
