@@ -111,4 +111,4 @@ def test_decoder_fine_tuning_starts_from_a_workdir_and_keeps_its_latents(root, c
     (tmp_path / "gone").rename(source)
     kl = write_config(tmp_path / "kl.py", autoencoder_config(root / "images"))
     error = fail(capsys, "train", f"--config={kl}", f"--workdir={tmp_path / 'run'}", start)
-    assert "must be of this config's network, but its encoder/conv_out/bias is (2,), not (4,)" in error
+    assert "was trained for something else than this run: config.autoencoder.codebook.num_codes is 16 there" in error
