@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -251,6 +252,20 @@ def test_every_row_of_a_batch_has_the_same_noise_in_any_number_of_parts(mesh_nam
     whole = jax.random.normal(jax.random.key(3), (16, 3)).sum(axis=-1) / 16
     for parts in (1, 2, 4):
         np.testing.assert_allclose(gradients(parts), whole, rtol=1e-6)
+
+
+def test_a_batch_and_its_noise_are_split_into_parts_where_they_lie():
+    mesh = make_mesh(MESHES["data 2 x fsdp 2 x tensor 2"])
+    loss = Loss(
+        lambda batch, key: jax.random.normal(key, (16, 8)),
+        lambda params, batch, noise, constants: {"loss": ((params["w"] * batch["x"] - noise) ** 2).mean(axis=1)},
+    )
+    batch = put_batch({"x": np.ones((16, 8), np.float32)}, mesh, 16)
+    state = TrainState(jnp.zeros((), jnp.int32), {"w": jnp.ones(())}, None, None)
+    step_fn = jax.jit(traced_on(mesh, gradients_of(loss, 4)))
+    program = step_fn.lower(state, batch, jax.random.key(0), None).compile().as_text()
+    assert not re.search(r" (all-gather|all-to-all|collective-permute)\(", program)
+    assert "f32[16,8]" not in program  # no device draws all of the noise
 
 
 STAGES = ("label", "captions", "classifier", "latents", "unet", "autoencoder")
