@@ -26,6 +26,7 @@ done
 
 workdir=${workdir/#\~\//$HOME/} # a shell leaves --workdir=~/run as it is
 caller=$PWD
+active=${VIRTUAL_ENV:-}
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 if [[ -z $workdir ]]; then
   workdir=runs/quickstart
@@ -50,6 +51,12 @@ if $smoke; then
   num_samples=16
   num_evaluated=32
 fi
+
+# Prints the command that activates the environment for who called this, from where that was.
+activation() {
+  local file=$VIRTUAL_ENV/bin/activate
+  printf 'source %q\n' "${file#"$caller/"}"
+}
 
 # step NAME COMMAND...: says when the command starts; if it fails, the script ends with its exit code.
 step() {
@@ -80,3 +87,6 @@ printf '\n[%2d:%02d] done\n' $((SECONDS / 60)) $((SECONDS % 60))
 echo "samples:  $workdir/samples/grid.png"
 echo "measured: $workdir/dit/evaluation/evaluation.json"
 echo "report:   $workdir/report.html"
+if [[ -z $active ]]; then # the environment is the project's own, and ends with this script
+  echo "next:     $(activation)   # then \`dit-jax\` is a command"
+fi

@@ -88,7 +88,7 @@ def shell(tmp_path):
     shell.program("python", f'exec {sys.executable} "$@"', programs)
     shell.program("dit-jax", f'exec {sys.executable} -m dit_jax "$@"', programs)
     command = "echo $PWD | cat - setup.py launch/constraints.txt | cksum"  # as launch/environment.sh does
-    checksum = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    checksum = subprocess.run(["bash", "-c", command], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
     (tmp_path / "venv" / "dit_jax_installed").write_text(checksum + "\ngpu\ntpu\n")
     shell.environment["VIRTUAL_ENV"] = str(tmp_path / "venv")
     return shell

@@ -80,7 +80,7 @@ def test_the_jobset_numbers_64_workers_a_slice(kubectl, slices):
     kubectl.environment |= {"JOB_INDEX": str(slices - 1), "JOB_COMPLETION_INDEX": "63"}
     kubectl.program("dit-jax", 'echo "$DIT_JAX_PROCESS_ID"; printf "%s\\n" "$@"')
     command = [*container["command"], *container["args"]]
-    said = subprocess.run(command, env=kubectl.environment, capture_output=True, text=True, check=True).stdout
+    said = subprocess.run(command, env=kubectl.environment, stdout=subprocess.PIPE, text=True, check=True).stdout
     assert said.splitlines() == [
         str(64 * slices - 1), "train", f"--config={ARGUMENTS[0]}", "--workdir=/gcs/bucket/xl2", override,
         '--config.data.name=a "b"',

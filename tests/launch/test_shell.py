@@ -26,7 +26,7 @@ def test_the_scripts_pass_shellcheck():
 @pytest.mark.parametrize("name", ["local.sh", "tpu_pod.sh", "gke.sh", "slurm.sh"])
 def test_help_tells_every_option(name):
     script = ROOT / "launch" / name
-    text = subprocess.run([script, "--help"], capture_output=True, text=True, check=True).stdout
+    text = subprocess.run([script, "--help"], stdout=subprocess.PIPE, text=True, check=True).stdout
     declared = [line for line in script.read_text().splitlines() if "options=(" in line or "switches=(" in line]
     names = " ".join(part.split(")")[0] for line in declared for part in line.split("(")[1:]).split()
     assert names and all(f"--{option}" in text for option in names)
@@ -85,3 +85,11 @@ def test_what_is_to_be_installed_for_plans_is_an_extra_of_this_checkout():
 def test_a_leading_tilde_that_the_shell_left_is_the_home(shell, script):
     output = shell.run(script, "configs/fashion_mnist_dit.py", "~/a run", "--dry-run")
     assert f"{shell.folder}/a run" in output and "~" not in output
+
+
+def test_the_quick_start_names_no_environment_where_one_was_active(shell):
+    shell.program("dit-jax", "", shell.folder / "venv" / "bin")
+    for client in ("apt-get", "sudo"):  # Fashion-MNIST's package
+        shell.program(client, "exit 1")
+    output = shell.run("quickstart.sh", f"--workdir={shell.folder / 'w'}")
+    assert "report:" in output and "activate" not in output
