@@ -29,7 +29,7 @@ _HOST = socket.gethostname()
 MAX_DEPTH = 64  # a config has five
 MAX_BYTES = 2**24  # parsed, JSON takes thirty times its size at the worst; the largest here, a cache's, has some 10 KB
 SUM_KEY = "sha256_of_this"  # of a sealed record
-RETRY_SECONDS = (0.1, 1.0, 5.0)  # before each further try where a disk fails for a moment
+RETRY_SECONDS = (0.1, 0.5, 2.0, 5.0)  # before each further try where a disk fails for a moment
 FOR_A_MOMENT = (
     errno.EIO,
     errno.ESTALE,

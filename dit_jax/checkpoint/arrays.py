@@ -30,6 +30,8 @@ class OrbaxPath(epath.gpath.PosixGPath):
         return (self / name for name in glob.glob(pattern, root_dir=self))
 
 
+# What asyncio says of Orbax's other tasks where one has failed.
+GIVEN_UP = ("exception was never retrieved", "unhandled exception during asyncio.run() shutdown")
 READ_BACK_BYTES = 1 << 29  # in memory at once, where arrays are read to be compared
 
 
@@ -39,7 +41,7 @@ def _is_news(record: logging.LogRecord) -> bool:
     trace = record.exc_info[2] if record.exc_info else None
     places = [record.pathname, *(frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace))]
     from_orbax = record.levelno == logging.ERROR and any("orbax" in place for place in places)
-    return not from_orbax and "exception was never retrieved" not in str(record.msg)
+    return not from_orbax and not any(text in str(record.msg) for text in GIVEN_UP)
 
 
 for _logger in ("absl", "asyncio"):

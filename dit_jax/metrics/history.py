@@ -12,7 +12,15 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from dit_jax.files import append_whole, is_number, keep_lines, parse_json, print_warning, read_records
+from dit_jax.files import (
+    append_whole,
+    is_number,
+    keep_lines,
+    parse_json,
+    patiently,
+    print_warning,
+    read_records,
+)
 
 SPLITS = ("train", "eval")
 NOT_METRICS = ("step", "split", "seconds")
@@ -33,7 +41,7 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     path = metrics_path(workdir)
     if not path.is_file():
         raise ValueError(f"{path} does not exist: {workdir} must be the --workdir of a `dit-jax train` run")
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    lines = patiently(path.read_bytes).decode("utf-8", errors="replace").split("\n")
     rows = []
     for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline was not written to its end
         try:
