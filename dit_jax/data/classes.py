@@ -48,7 +48,7 @@ def shown_name(name: str) -> str:
 
 
 def _remedy(text: str, names: Sequence[str], num_classes: int) -> str:
-    numbers = f"the classes are the numbers 0 to {num_classes - 1}"
+    numbers = f"it must be from 0 to {num_classes - 1}"
     if not names:
         return f"{numbers}, and this model has no names of them"
     near = difflib.get_close_matches(text, names, n=1, cutoff=0.4)

@@ -60,9 +60,9 @@ def test_a_name_that_looks_like_another_number_is_told(capsys):
     [
         ("cot", NAMES, "--labels=cot: 'cot' is no class; did you mean 'cat'?"),
         ("CAT", NAMES, "did you mean 'cat'?"),
-        ("7", NAMES, "7 is no class; the classes are the numbers 0 to 5, or 1, 2, 10, tench"),
-        ("-7", NAMES, "-7 is no class; the classes are"),
-        ("cat", None, "'cat' is no class; the classes are the numbers 0 to 5, and this model has no names of them"),
+        ("7", NAMES, "7 is no class; it must be from 0 to 5, or 1, 2, 10, tench"),
+        ("-7", NAMES, "-7 is no class; it must be from"),
+        ("cat", None, "'cat' is no class; it must be from 0 to 5, and this model has no names of them"),
         ("0,,1", None, "'' is no class"),
         ("", None, "must be classes with commas between"),
     ],
@@ -81,7 +81,7 @@ def test_model_takes_labels_by_name(folder):
         assert conditions["label"].tolist() == [2, 0]
     assert model.inputs("9", Given(), config.sampling)[0]["label"].tolist() == [1]
     assert model.inputs([3], Given(), config.sampling)[0]["label"].tolist() == [3]  # no class
-    with pytest.raises(ValueError, match="'11th' is no class; the classes are"):
+    with pytest.raises(ValueError, match="'11th' is no class; it must be from"):
         model.inputs(["11th"], Given(), config.sampling)
 
 
