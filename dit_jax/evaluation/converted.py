@@ -50,7 +50,6 @@ DIFFUSERS_STEM = "diffusion_pytorch_model"
 DIFFUSERS_FOLDERS = {"dit": ("transformer",), "unet": ("unet",), "autoencoder": ("vae", "vqvae")}  # of a pipeline
 DIFFUSERS_AUTOENCODERS = ("AutoencoderKL", "VQModel")
 LATENT_FACTOR, LATENT_SCALE = 8, 0.18215  # of the autoencoder that the released DiTs were trained with (section 4)
-LDM_LATENT_SCALE = 1.0  # of the released U-Nets in the latents of VQ autoencoders (arXiv:2112.10752)
 FIRST_TENSORS = {  # of a kind, with which all of its names share a prefix: in the released form, and in diffusers'
     "dit": ("x_embedder.proj.weight", "pos_embed.proj.weight"),
     "unet": ("input_blocks.0.0.weight", "conv_in.weight"),
@@ -81,8 +80,9 @@ def import_weights(
     if autoencoder and (scale := scale_of_workdir(autoencoder)):
         told.append((f"--autoencoder={autoencoder}", scale))
     try:
-        config = released_config(kind, shape, theirs) if config is None else config
-        config, more = with_latent_scale(kind, config, told, theirs)
+        is_released = config is None
+        config = released_config(kind, shape, theirs) if is_released else config
+        config, more = with_latent_scale(kind, config, told, theirs, is_released)
         notes += more
         check_shape(kind, config, shape)
         if kind == "unet":
@@ -169,11 +169,11 @@ def read_autoencoder_config(workdir: str) -> Config:
 
 
 def with_latent_scale(
-    kind: str, config: Config, told: list[tuple[str, LatentScale]], autoencoder: Config | None
+    kind: str, config: Config, told: list[tuple[str, LatentScale]], autoencoder: Config | None, is_released: bool
 ) -> tuple[Config, list[str]]:
     """Returns a converted model's config with the scale and shift of its latents, and a note on who says so.
 
-    told: (who, what), by the weights' files and by the autoencoder.
+    told: (who, what), by the weights' files and by the autoencoder; is_released: nobody gave the config's own scale.
     """
     if kind == "autoencoder" and config.autoencoder and told:
         section = config.autoencoder
@@ -189,8 +189,9 @@ def with_latent_scale(
             f"--autoencoder has latents of {channels} channels, but the denoiser is of {config.latents.shape[-1]}; "
             "give the one that it was trained with"
         )
-    default = LATENT_SCALE if kind == "dit" else LDM_LATENT_SCALE
-    scale, note = resolve_scale(config.latents, told, default)
+    default = LATENT_SCALE if kind == "dit" else converted_unet.LATENT_SCALE
+    given = dataclasses.replace(config.latents, scale=None) if is_released else config.latents
+    scale, note = resolve_scale(given, told, default)
     return dataclasses.replace(config, latents=dataclasses.replace(config.latents, **scale._asdict())), [note]
 
 
@@ -388,7 +389,7 @@ def released_config(kind: str, shape: dict[str, Any], autoencoder: Config | None
             ),
             training=training,
             dit=DiTConfig(depth=shape["depth"], width=width, num_heads=num_heads, patch_size=shape["patch_size"]),
-            latents=LatentsConfig(shape=(height, height, channels)),
+            latents=LatentsConfig(shape=(height, height, channels), scale=LATENT_SCALE),
             diffusion=DiffusionConfig(variance="learned_range" if learned else "fixed_large"),
             sampling=SamplingConfig(cfg_channels=min(3, channels)),
         )

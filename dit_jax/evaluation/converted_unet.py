@@ -36,6 +36,7 @@ RELEASED = {
     (256, (1, 1, 2, 3, 4)): {"num_heads": None, "head_channels": 64, "height": 128, "factor": 1},
     (256, (1, 1, 2, 2, 4, 4)): {"num_heads": None, "head_channels": 64, "height": 256, "factor": 1},
 }
+LATENT_SCALE = 1.0  # of latents of the released VQ autoencoders (LDM code)
 NUM_CLASSES = 1000  # ImageNet's: a table of so many labels has no row for the null class
 
 
@@ -70,7 +71,7 @@ def released_config(shape: dict[str, Any]) -> Config:
             class_conditional=rows is not None,
             label_dropout=0.1 if guided else 0.0,
         ),
-        latents=LatentsConfig(shape=(height, height, channels)) if factor > 1 else None,
+        latents=LatentsConfig(shape=(height, height, channels), scale=LATENT_SCALE) if factor > 1 else None,
         diffusion=DiffusionConfig(
             variance="learned_range" if shape["out_channels"] == 2 * channels else "fixed_small", **schedule
         ),

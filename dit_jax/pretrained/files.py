@@ -82,7 +82,7 @@ def find_weights(folder: pathlib.Path, stems: tuple[str, ...]) -> tuple[pathlib.
             raise ValueError(f"{folder} has weights of several variants, {' and '.join(m[0] for m in found)}; keep one")
         if found:
             return folder / found[0][0], [f"the weights of variant {found[0][1] or found[0][2]} are taken"]
-    raise ValueError(f"{folder} has none of {', '.join(whole)}, nor an index or a variant of them")
+    raise ValueError(f"{folder} has none of {stems[0]}.safetensors, {stems[-1]}.bin, nor an index or a variant of them")
 
 
 def read_pickled_arrays(path: str | os.PathLike, member: str | None = None) -> dict[str, np.ndarray]:
