@@ -471,9 +471,11 @@ class Checkpoints:
 
         Raises:
           DamagedCheckpoint: where something differs.
+          ValueError: where this process lacked memory, descriptors or rights: that says nothing of the checkpoint.
         """
         folder = self._path / str(step)
-        try:
+
+        def read() -> tuple[Config, dict[str, np.ndarray]]:
             manifest = read_manifest(folder)
             item = next((name for name in choose if (folder / name).is_dir()), choose[-1])
             if manifest:
@@ -483,9 +485,14 @@ class Checkpoints:
             contents = {name: content_of(array) for name, array in found.items()}
             if manifest and (fault := _first_difference(item, contents, manifest)):
                 raise DamagedCheckpoint(fault)
+            return config, found
+
+        try:
+            return patiently(read, self.log)
         except Exception as error:  # see `attempt`
-            raise self._damage(step, describe(error)) from error
-        return config, found
+            if what_of(error) == OF_PROCESS:
+                raise ValueError(_unknown(folder, describe(error))) from error
+            raise self._damage(step, describe(error), what_of(error)) from error
 
     def _checked_manifest(self, step: int, items: set[str]) -> Manifest | None:
         folder = self._path / str(step)
