@@ -61,7 +61,7 @@ def test_samples_that_it_leads_are_what_it_takes_for_the_label(root, tmp_path, c
     flags = [f"--workdir={root / 'denoiser'}", f"--output={tmp_path}", "--num_samples=24", "--steps=20"]
     main(["sample", *flags, f"--classifier={root / 'classifier'}", "--classifier_scale=5"])
     np.testing.assert_array_equal(np.load(tmp_path / "samples.npz")["arr_0"], led)
-    main(["sample", *flags, f"--classifier={root / 'classifier'}", "--classifier_scale=0"])
+    main(["sample", *flags, f"--classifier={root / 'classifier'}", "--classifier_scale=0", "--overwrite"])
     unled = np.load(tmp_path / "samples.npz")["arr_0"].astype(int)
     np.testing.assert_allclose(unled, denoiser.sample(labels, 20).astype(int), atol=1)  # the last bit of sums, a level
 

@@ -169,7 +169,8 @@ def test_a_cache_of_an_older_version_is_read_checked_and_given_sums_and_never_ca
     for file in tmp_path.glob("*.json"):
         values = {key: value for key, value in json.loads(file.read_text()).items() if key not in (SUM_KEY, "plan")}
         if "data" in values:
-            data = {key: value for key, value in values["data"].items() if key not in ("names", "fields")}
+            newer = ("names", "fields", "class_names", "background")
+            data = {key: value for key, value in values["data"].items() if key not in newer}
             values |= {"version": 2, "data": data | {"version": names}}
         file.write_text(json.dumps(values, indent=2) + "\n")
     dit = dit_config(pathlib.Path(config.data.name))
