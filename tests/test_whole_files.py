@@ -126,11 +126,11 @@ def test_every_flipped_bit_of_a_log_is_read_or_set_aside(tmp_path):
         content[bit // 8] ^= 1 << bit % 8
         path.write_bytes(content)
         aside.unlink(missing_ok=True)
-        rows, damaged = files.read_lines(path, check)
+        rows, damaged = files.read_records(path, check)
         told = []
         files.keep_lines(path, rows, damaged, told.append)
         assert bool(damaged) == aside.exists() == bool(told)
-        assert files.read_lines(path, check) == (rows, []) and path.read_bytes().endswith(b"\n")
+        assert files.read_records(path, check) == (rows, []) and path.read_bytes().endswith(b"\n")
         if bit // 8 < len(LINES) - 1:  # else the last line has no end
             lost = content.count(b"\n") - len(rows)
             assert lost == len(damaged) == (aside.read_bytes().count(b"\n") if damaged else 0)

@@ -327,9 +327,13 @@ class LatentCacheWriter:
             self._remove_left_behind(MANIFEST_NAME)
             if self._had_no_sums:
                 self._require_no_contradiction()
-                for shard in self.shards:
+                sidecars = [self._sidecar(shard) for shard in self.shards]
+                if "class_names" in self._plan["data"]:  # which older releases did not write, either
+                    names = {"class_names": self._plan["data"]["class_names"]}
+                    self._written_by["data"] = names | self._written_by["data"]
+                for shard, sidecar in zip(self.shards, sidecars, strict=True):
                     with self.lock(shard.name):
-                        self._write(shard.sidecar, self._sidecar(shard) | {"plan": _plan_digest(self._written_by)})
+                        self._write(shard.sidecar, sidecar | {"plan": _plan_digest(self._written_by)})
                 self._write(PLAN_NAME, self._written_by)  # only now: its shards must have sums
             file, values = self.path / MANIFEST_NAME, self._manifest_values()
             if not file.exists() or file.read_bytes() != to_json(sealed(values)).encode():

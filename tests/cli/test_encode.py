@@ -183,7 +183,10 @@ def test_a_cache_of_an_older_version_is_read_checked_and_given_sums_and_never_ca
     said = capsys.readouterr().out
     assert "already holds these latents" in said and "their content is unknown" in said
     assert (read_manifest(tmp_path).version, read_manifest(tmp_path).data["version"]) == (3, names)
-    assert resolve_latents(before) == before
+    after = resolve_latents(before)
+    assert before.data.class_names is None and after.data.class_names == ("class_0", "class_1", "class_2")
+    assert after == dataclasses.replace(before, data=after.data)
+    assert after.data == dataclasses.replace(before.data, class_names=after.data.class_names)
     main(arguments(root, tmp_path))
     assert "their content is unknown" in capsys.readouterr().out
 

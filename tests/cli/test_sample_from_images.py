@@ -85,7 +85,8 @@ def test_painting_keeps_the_known_pixels_and_paints_the_others(root, name, tmp_p
     assert (tmp_path / "samples.npz").stat().st_mtime_ns == before
     outpainted = model.sample([0, 1, 2, 0], image=image[..., None], mask=~hole)
     assert (outpainted[:, hole] == image[hole][:, None]).all() and (outpainted != images).any()
-    draw(root, name, tmp_path, f"--image={root / 'mask.png'}", f"--mask={root / 'mask.png'}")  # drawn anew
+    other = [f"--image={root / 'mask.png'}", f"--mask={root / 'mask.png'}"]
+    draw(root, name, tmp_path, *other, "--overwrite")  # drawn anew
 
 
 def test_what_is_painted_follows_what_is_known(root):
@@ -270,8 +271,8 @@ def test_unconditional_model_needs_no_labels(root):
             "uint8 of the model's 8 x 8",
         ),
         (
-            lambda model: model.sample([0], image=np.zeros((8, 8, 1), np.uint8), mask=np.full((8, 8), 0.5)),
-            "threshold it",
+            lambda model: model.sample([0], image=np.zeros((8, 8, 1), np.uint8), mask=np.full((8, 8), 0.4)),
+            "mask",
         ),
         (lambda model: model.encode(np.zeros((1, 8, 8, 1))), "has no autoencoder"),
     ],
