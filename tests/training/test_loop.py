@@ -265,7 +265,7 @@ def test_metrics_tell_the_share_of_time_that_went_into_waiting_for_data(monkeypa
 
 def test_the_log_tells_when_the_first_step_was_begun_and_done(folder, tmp_path):
     train(dit_config(folder), tmp_path)
-    (line,) = [line for line in (tmp_path / "log.txt").read_text().splitlines() if "first step" in line]
+    (line,) = [line for line in (tmp_path / "log.txt").read_text().splitlines() if "first step begun" in line]
     begun, compiling, done = map(float, re.findall(r"([\d.]+) s\b", line))
     assert compiling <= begun <= done
 
