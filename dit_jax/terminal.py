@@ -64,7 +64,7 @@ class Lines(Generic[Item]):
         """Counts n more as done."""
         self.n += n
         now = time.monotonic()
-        if self._told is None or now - self._told[0] >= LINE_SECONDS or self.n >= self._total:
+        if self._told is None or (n and (now - self._told[0] >= LINE_SECONDS or self.n >= self._total)):
             self._tell(now)
 
     def set_postfix_str(self, text: str, refresh: bool = True) -> None:

@@ -33,6 +33,17 @@ def test_a_log_has_a_line_at_the_start_every_ten_seconds_and_at_the_end(clock, c
     ]
 
 
+def test_a_log_has_no_line_where_nothing_was_done_since_the_last(clock, capsys):
+    bar = terminal.progress(total=4, unit="step", description="step")
+    for done in (1, 0, 0, 1):
+        clock[0] += 20  # such as an evaluation between two steps
+        bar.update(done)
+    assert [line.split(",")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "step 1 of 4 (25%)",
+        "step 2 of 4 (50%)",
+    ]
+
+
 def test_progress_that_is_not_this_process_s_to_show_is_silent(capsys):
     with terminal.progress(total=4, unit="image", description="sampling: image", active=False) as bar:
         bar.update(4)
