@@ -172,7 +172,8 @@ class LatentCacheWriter:
     def __init__(self, path: str | os.PathLike, plan: Plan):
         """Makes the folder and writes the plan, or compares it with the one that is there.
 
-        A plan that is damaged is written again, where the shards tell that it was this one.
+        A plan that is damaged, or missing beside a manifest, is written again, where the shards tell that it was this
+        one.
 
         Raises:
           ValueError: where the folder holds a cache of another plan, or cannot be written.
@@ -186,15 +187,10 @@ class LatentCacheWriter:
             self.path.mkdir(parents=True, exist_ok=True)
             with self.lock(PLAN_NAME):
                 self._remove_left_behind(PLAN_NAME)
-                if not (self.path / PLAN_NAME).exists():
-                    if (self.path / MANIFEST_NAME).exists():
-                        raise ValueError(
-                            f"--output={path} holds a latent cache without {PLAN_NAME}, as an older dit_jax wrote it; "
-                            "delete it or choose another --output"
-                        )
-                    self._write(PLAN_NAME, self._plan)
-                else:
+                if (self.path / PLAN_NAME).exists() or (self.path / MANIFEST_NAME).exists():
                     self._mend_plan()
+                else:
+                    self._write(PLAN_NAME, self._plan)
         except OSError as error:
             raise ValueError(
                 f"--output={path} must be a folder to write to: {error}; choose another --output"
@@ -427,18 +423,23 @@ class LatentCacheWriter:
         return values if whole and (values["count"], values["bytes"]) == (shard.count, size) else None
 
     def _read_plan(self) -> dict[str, Any]:
-        """Returns the plan that is there; raises ValueError where it is damaged."""
+        """Returns the plan that is there; raises ValueError where it is damaged or missing."""
         file = self.path / PLAN_NAME
         try:
             plan = _checked(read_json(file))
             if not isinstance(plan.get("data"), dict) or "version" not in plan:
                 raise ValueError("it has no data or version")
             return plan
+        except FileNotFoundError as error:
+            raise ValueError(
+                f"--output={self.path} holds a latent cache without {PLAN_NAME}, as an older dit_jax wrote it; delete it "
+                "or choose another --output"
+            ) from error
         except ValueError as error:
             raise ValueError(f"{file} is damaged ({error}); delete {self.path} and run the command again") from error
 
     def _mend_plan(self) -> None:
-        """Writes a damaged plan again, where every shard that is there was written by ours."""
+        """Writes a damaged or missing plan again, where every shard that is there was written by ours."""
         try:
             self._read_plan()
         except ValueError:

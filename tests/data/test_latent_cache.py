@@ -562,8 +562,10 @@ def test_a_damaged_plan_is_written_again_by_the_command_that_it_is_of_and_refuse
         with pytest.raises(ValueError, match="encoding.json is damaged"):
             latent_cache.LatentCacheWriter(cache, other)
     assert file.read_bytes() == damaged
-    writer = latent_cache.LatentCacheWriter(cache, PLAN)
-    assert writer.mended == ["encoding.json"] and content(cache) == whole
+    for _ in range(2):
+        writer = latent_cache.LatentCacheWriter(cache, PLAN)
+        assert writer.mended == ["encoding.json"] and content(cache) == whole
+        file.unlink()  # and where it is missing
 
 
 def test_a_cache_of_a_format_without_sums_is_read_and_gets_them(cache, no_fsync):
