@@ -15,6 +15,7 @@ from dit_jax.checkpoint import CONFIG_FILE, find_checkpoint, read_config
 from dit_jax.config import LatentsConfig
 from dit_jax.data.latent_cache import MANIFEST_NAME, read_manifest
 from dit_jax.evaluation.loaded import AUTOENCODER_DIR
+from dit_jax.files import is_number
 
 DIFFUSERS_DEFAULT = 0.18215  # what diffusers takes where a folder says nothing: Stable Diffusion's f8 (LDM code)
 DENOISER_KEY = "_latents"  # of a denoiser's config.json: diffusers passes over what begins with "_"
@@ -70,7 +71,7 @@ def read_scale(scale: tuple[Any, str], shift: tuple[Any, str] = (None, "shift"))
         return None
     for (value, name), what, least in ((scale, "a positive", 0.0), (shift, "a finite", -math.inf)):
         number = 0.0 if value is None else value
-        if type(number) not in (int, float) or not math.isfinite(number) or number <= least:
+        if not (is_number(number) and math.isfinite(number) and number > least):
             raise ValueError(f"{name}={str(value)[:100]} must be {what} number: of what the latents are multiplied by")
     return LatentScale(float(scale[0]), float(shift[0] or 0.0))
 

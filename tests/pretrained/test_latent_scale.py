@@ -141,7 +141,7 @@ def test_who_says_the_scale_is_said_and_a_contradiction_refused():
     assert scale == (0.3, 0.0) and note == "latents: scale 0.3, as the config has it; a has scale 0.5"
 
 
-@pytest.mark.parametrize("value", ["0.5", True, 0, -1.0, float("nan"), float("inf"), [0.5]])
+@pytest.mark.parametrize("value", ["0.5", True, 0, -1.0, float("nan"), float("inf"), [0.5], 10**400])
 def test_a_scale_that_is_none_is_named(value):
     with pytest.raises(ValueError, match="config.json: scaling_factor=.* must be a positive number"):
         read_scale((value, "config.json: scaling_factor"))
