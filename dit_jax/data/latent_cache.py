@@ -432,8 +432,8 @@ class LatentCacheWriter:
             return plan
         except FileNotFoundError as error:
             raise ValueError(
-                f"--output={self.path} holds a latent cache without {PLAN_NAME}, as an older dit_jax wrote it; delete it "
-                "or choose another --output"
+                f"--output={self.path} holds a latent cache without {PLAN_NAME}, as an older dit_jax wrote it; delete "
+                "it or choose another --output"
             ) from error
         except ValueError as error:
             raise ValueError(f"{file} is damaged ({error}); delete {self.path} and run the command again") from error
