@@ -4,6 +4,7 @@ They are read without PyTorch: the pickle in one says how its tensors lie in the
 more than what is there is taken.
 """
 
+import errno
 import functools
 import io
 import math
@@ -280,6 +281,14 @@ class _SizedFile(io.BufferedReader):
     def __init__(self, path: pathlib.Path):
         super().__init__(io.FileIO(path))
         self._size = path.stat().st_size
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        try:
+            return super().seek(offset, whence)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            raise ValueError("it names a place that no file has") from error
 
     def read(self, size: int | None = -1) -> bytes:
         left = max(0, self._size - self.tell())

@@ -11,6 +11,7 @@ import struct
 import sys
 import tracemalloc
 import types
+import zipfile
 
 import ml_dtypes
 import numpy as np
@@ -308,6 +309,17 @@ def test_a_flipped_bit_of_a_tensor_is_found(tmp_path):
     content[content.index(struct.pack("<f", 3.0) * 64)] ^= 1
     path.write_bytes(content)
     with pytest.raises(ValueError, match="'a/data/0' in it is damaged: it is not what its sum is of"):
+        read_tensors(path)
+
+
+def test_a_place_before_the_beginning_is_damage_that_names_the_file(tmp_path):
+    path = tmp_path / "a.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", b"}.")
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 0x40  # of the place of the list of members
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="a.pt is truncated or not a PyTorch file"):
         read_tensors(path)
 
 
