@@ -57,6 +57,8 @@ FIRST_TENSORS = {  # of a kind, with which all of its names share a prefix: in t
 }
 LDM_SCALE = "scale_factor"  # in a CompVis checkpoint, where the latents' first batch gave it
 PARTS = {"unet": unet_names.COMPVIS_PREFIX, "autoencoder": autoencoder_names.COMPVIS_PREFIX}  # of a CompVis checkpoint
+NO_SIZES = ("label", "scale_shift_norm", "resblock_updown")  # of what a diffusers config tells of a model
+OPTIONAL_SIZES = ("num_heads", "head_channels", "context_width", "label_rows")
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # of the paper's widths (table 1): no tensor tells
 
 
@@ -294,9 +296,9 @@ def read_diffusers(kind: str, folder: pathlib.Path) -> tuple[dict[str, Any], Ten
         }[kind](values)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError) as error:
         raise ValueError(f"{path} is not the config of a diffusers model of --kind={kind} ({error!r})") from error
-    values_there = [value for name, value in shape.items() if value is not None and name != "label"]
-    numbers = [n for value in values_there for n in (value if isinstance(value, tuple) else (value,))]
-    if not all(isinstance(n, int) and 0 <= n <= MAX_COUNT for n in numbers):
+    sizes = [v for name, v in shape.items() if name not in NO_SIZES and not (v is None and name in OPTIONAL_SIZES)]
+    numbers = [n for size in sizes for n in (size if isinstance(size, tuple) else (size,))]
+    if not all(type(n) is int and 0 <= n <= MAX_COUNT for n in numbers):
         raise ValueError(f"{path}: {str(shape)[:300]} must be whole numbers, of a model's size")
     told = diffusers_scales(kind, folder, values)
     weights, notes = find_weights(folder, (DIFFUSERS_STEM,))

@@ -18,6 +18,7 @@ from dit_jax.cli.main import main
 from dit_jax.config import config_to_dict
 from dit_jax.diffusion.guidance import guidance_scales, guided
 from dit_jax.diffusion.process import make_process
+from dit_jax.evaluation.converted import read_diffusers
 from tests.pretrained.torch_dit import random_dit
 from tests.tiny import dit_config, make_image_folder
 
@@ -254,6 +255,16 @@ def test_tensor_that_does_not_fit_is_named(small, tmp_path, capsys, edit, messag
     torch.save(state, tmp_path / "in.pt")
     assert message in fail(capsys, tmp_path / "in.pt", tmp_path / "run", config)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("value", [None, True])
+@pytest.mark.parametrize("name", ["in_channels", "num_layers", "sample_size", "patch_size", "num_embeds_ada_norm"])
+def test_a_size_in_a_folders_config_that_is_no_number_is_one_line(tmp_path, name, value):
+    sizes = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16, "patch_size": 2}
+    sizes |= {"num_embeds_ada_norm": 10, "sample_size": 8, "in_channels": 4, "out_channels": 8}
+    (tmp_path / "config.json").write_text(json.dumps(sizes | {name: value}))
+    with pytest.raises(ValueError, match="must be whole numbers"):
+        read_diffusers("dit", tmp_path)
 
 
 def test_existing_output_is_not_overwritten(small, tmp_path, capsys):
