@@ -82,16 +82,21 @@ def _facts(config: Config) -> dict[str, Any]:
     if config.stage == "autoencoder":
         codebook = config.autoencoder.codebook
         num_codes = codebook and codebook.num_codes
-        return {"data.channels": config.data.channels, "autoencoder.codebook.num_codes": num_codes}
+        facts = {"data.channels": config.data.channels, "autoencoder.codebook.num_codes": num_codes}
+        return facts | {"autoencoder.num_groups": config.autoencoder.num_groups}
     diffusion, latents = config.diffusion, config.latents
     names = ["num_timesteps", "schedule"] + ["beta_start", "beta_end"] * (diffusion.schedule != "cosine")
     names += ["prediction", "variance"] * (config.stage == "diffusion")
     facts = {f"diffusion.{name}": getattr(diffusion, name) for name in names}
+    # What no array's shape tells.
+    for section, names in {"dit": ("num_heads",), "unet": ("num_heads", "head_channels", "num_groups")}.items():
+        network = getattr(config, section)
+        facts |= {f"{section}.{name}": getattr(network, name) for name in names} if network else {}
     facts["latents"] = "pixels" if latents is None else "latents"
     if latents is None:
         facts["data.channels"] = config.data.channels
     else:
-        facts |= {f"latents.{name}": getattr(latents, name) for name in ("scale", "autoencoder")}
+        facts |= {f"latents.{name}": getattr(latents, name) for name in ("scale", "shift", "autoencoder")}
         facts["latents.shape, the channels"] = latents.shape[-1]
     for condition, names in {
         "text": ("encoder",),

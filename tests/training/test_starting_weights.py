@@ -51,6 +51,7 @@ def dit(tmp_path):
     ("ours", "theirs", "path"),
     [
         ({"scale": 0.4}, {}, "config.latents.scale is 0.5 there and 0.4 here"),
+        ({"shift": 0.3}, {}, "config.latents.shift is 0.0 there and 0.3 here"),
         ({"autoencoder": "c" * 64}, {}, "config.latents.autoencoder is 'aa"),
         ({}, None, "config.latents is 'pixels' there and 'latents' here"),
         ({}, {"diffusion__prediction": "v"}, "config.diffusion.prediction is 'v' there and 'epsilon' here"),
@@ -58,6 +59,7 @@ def dit(tmp_path):
         ({}, {"diffusion__schedule": "cosine"}, "config.diffusion.schedule is 'cosine' there and 'linear' here"),
         ({}, {"diffusion__beta_end": 0.01}, "config.diffusion.beta_end is 0.01 there and 0.02 here"),
         ({}, {"diffusion__num_timesteps": 500}, "config.diffusion.num_timesteps is 500 there and 1000 here"),
+        ({}, {"dit__num_heads": 4}, "config.dit.num_heads is 4 there and 2 here"),
     ],
 )
 def test_weights_of_other_latents_or_another_process_are_refused_naming_both(dit, ours, theirs, path):
@@ -95,6 +97,15 @@ def test_what_is_not_recorded_is_taken_with_a_word_and_rounding_is_no_difference
     assert len(lines) == 2 and all("cannot be compared" in line for line in lines)
     unresolved = edited(dit, latents=LATENTS | {"scale": None, "autoencoder": None})
     assert check_starting_weights(unresolved, config) == []  # before the data is found
+
+
+def test_another_number_of_groups_which_no_shape_tells_is_refused(dit, tmp_path):
+    unet = edited(dit, dit=None, unet=UNET)
+    with pytest.raises(ValueError, match="config.unet.num_groups is 2 there and 4 here"):
+        check_starting_weights(unet, edited(unet, unet__num_groups=2))
+    autoencoder = autoencoder_config(tmp_path)
+    with pytest.raises(ValueError, match="config.autoencoder.num_groups is 2 there and 4 here"):
+        check_starting_weights(autoencoder, edited(autoencoder, autoencoder__num_groups=2))
 
 
 def test_another_network_or_stage_is_refused(dit, tmp_path):
