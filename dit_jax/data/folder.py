@@ -23,7 +23,7 @@ from dit_jax.config import DataConfig
 from dit_jax.data.classes import natural_key
 from dit_jax.data.identity import NAMES
 from dit_jax.data.transforms import to_channels
-from dit_jax.files import normalised, parse_json, user_path
+from dit_jax.files import is_of_this_process, normalised, parse_json, user_path
 
 # Decoders of pixels alone: none of them runs a program (as EPS runs Ghostscript) or opens another file. No other
 # decoder of Pillow sees a file, whatever its name.
@@ -354,7 +354,11 @@ def _opened(image_file: pathlib.Path | BinaryIO, name: str, as_stored: bool = Fa
                 raise ValueError(f"{image.width} x {image.height} pixels are more than {Image.MAX_IMAGE_PIXELS:,}")
             yield image if as_stored else _upright(image)
     except Exception as error:  # decoders of broken files raise OSError, SyntaxError, struct.error and others
-        raise ValueError(f"cannot read image {name}: {one_line(error)}; remove or replace it") from error
+        reason = one_line(error).partition(" <_io")[0]  # Pillow names the open file, which has no name here
+        remedy = "remove or replace it"
+        if is_of_this_process(error, rights=False):
+            remedy = "free memory or raise the limit of open files (ulimit -n)"
+        raise ValueError(f"cannot read image {name}: {reason}; {remedy}") from error
 
 
 def open_file(path: str | os.PathLike) -> BinaryIO:

@@ -1,6 +1,7 @@
 """Image folders as people have them: what is listed, in which order, and how each file becomes pixels."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -117,7 +118,18 @@ def test_every_suffix_that_is_listed_is_read_in_any_case(tmp_path, suffix):
 def test_no_decoder_sees_a_file_that_would_run_a_program(tmp_path):
     assert not {"EPS", "WMF", "FPX", "MIC", "PDF"} & set(IMAGE_FORMATS)
     (tmp_path / "x.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n")
-    with pytest.raises(ValueError, match="cannot identify image file"):
+    with pytest.raises(ValueError, match="x.png: cannot identify image file; remove or replace it"):
+        read_image(tmp_path / "x.png")
+
+
+def test_too_many_open_files_is_no_reason_to_remove_an_image(tmp_path, monkeypatch):
+    save(tmp_path / "x.png")
+
+    def no_more(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "open", no_more)
+    with pytest.raises(ValueError, match="x.png: .*Too many open files; .*raise the limit of open files"):
         read_image(tmp_path / "x.png")
 
 
