@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, features
+from PIL import ExifTags, Image, TiffImagePlugin, features
 
 from dit_jax.config import DataConfig
 from dit_jax.data.classes import natural_key
@@ -370,6 +370,7 @@ def open_file(path: str | os.PathLike) -> BinaryIO:
 
 def _upright(image: Image.Image) -> Image.Image:
     """Returns the image as viewers show it: turned or mirrored by its EXIF orientation."""
+    _scale_transparent(image)
     image.load()
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -387,6 +388,15 @@ def _upright(image: Image.Image) -> Image.Image:
     return image.transpose(turns[orientation]) if orientation in turns else image
 
 
+def _scale_transparent(image: Image.Image) -> None:
+    """Brings a PNG's transparent level or colour to 8 bits, as Pillow does its pixels alone; before they are loaded."""
+    transparent, raw_mode = image.info.get("transparency"), image.tile[0].args if image.format == "PNG" else None
+    if raw_mode in ("L;2", "L;4"):
+        image.info["transparency"] = transparent and transparent * {"L;2": 85, "L;4": 17}[raw_mode]
+    elif raw_mode == "RGB;16B":
+        image.info["transparency"] = transparent and tuple(level >> 8 for level in transparent)
+
+
 def _composited(image: Image.Image, background: Sequence[int]) -> np.ndarray:
     """Returns an image on a background, [H, W, 1 or 3] uint8; RGB where one of them has colours."""
     transparent = image.info.get("transparency")  # a level, a colour or a palette's alphas
@@ -396,6 +406,8 @@ def _composited(image: Image.Image, background: Sequence[int]) -> np.ndarray:
         levels = np.asarray(image).astype(np.int64)[..., None]  # [H, W, 1]
         if not 0 <= levels.min() <= levels.max() < 2**16:
             raise ValueError(f"its levels are from {levels.min()} to {levels.max()}, not of 16 bits")
+        if image.format == "TIFF" and image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
+            levels = 2**16 - 1 - levels  # white is 0, which Pillow turns around in 8 bits alone
         pixels = ((levels + 128) // 257).astype(np.uint8)
         alpha = 255 * (levels != transparent) if isinstance(transparent, int) else None
     else:

@@ -6,7 +6,9 @@ import json
 import os
 import shutil
 import socket
+import struct
 import unicodedata
+import zlib
 
 import numpy as np
 import pytest
@@ -291,6 +293,39 @@ def test_transparency_of_palettes_and_of_a_single_colour_is_composited(tmp_path)
     bits = save(tmp_path / "bits.png", Image.fromarray(np.array([[True, False]])), transparency=0)
     np.testing.assert_array_equal(read_image(bits, (7,)), [[[255], [7]]])
     np.testing.assert_array_equal(read_classes(one), [[0, 1, 2, 1]])  # classes are not colours
+
+
+def png(path, colour_type, depth, row, transparent):
+    """Writes a PNG of one row as its bytes are, with one transparent level or colour, which Pillow does not write."""
+    width = 8 * len(row) // depth // (3 if colour_type == 2 else 1)
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", width, 1, depth, colour_type, 0, 0, 0),
+        b"tRNS": struct.pack(f">{len(transparent)}H", *transparent),
+        b"IDAT": zlib.compress(b"\0" + row),
+        b"IEND": b"",
+    }
+    coded = (
+        struct.pack(">I", len(x)) + kind + x + struct.pack(">I", zlib.crc32(kind + x)) for kind, x in chunks.items()
+    )
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(coded))
+    return path
+
+
+def test_transparent_level_of_a_png_is_of_its_own_depth(tmp_path):
+    two = png(tmp_path / "2.png", 0, 2, bytes([0b00011011]), [1])
+    assert read_image(two, (7,)).ravel().tolist() == [0, 7, 170, 255]
+    four = png(tmp_path / "4.png", 0, 4, bytes([0x0F, 0x3F]), [15])
+    assert read_mask(png(tmp_path / "mask.png", 0, 4, bytes([0x0F, 0xEF]), [15])).tolist() == [
+        [False, False, True, False]
+    ]
+    assert read_image(four, (7,)).ravel().tolist() == [0, 7, 51, 7]
+    colours = png(tmp_path / "16.png", 2, 16, struct.pack(">6H", 65535, 32768, 255, 256, 511, 65535), [256, 511, 65535])
+    assert read_image(colours, (7, 8, 9)).tolist() == [[[255, 128, 0], [7, 8, 9]]]
+
+
+def test_tiff_of_16_bits_whose_white_is_0_is_turned_around(tmp_path):
+    path = save(tmp_path / "x.tif", np.array([[0, 257, 65535]], np.uint16), tiffinfo={262: 0})
+    assert read_image(path).ravel().tolist() == [255, 254, 0]
 
 
 def test_first_frame_of_an_animation_is_its_image(tmp_path):
