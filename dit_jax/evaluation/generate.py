@@ -133,7 +133,9 @@ def make_generator(
 def check_labels(labels: Sequence[int], num_classes: int) -> np.ndarray:
     """Returns labels [N] as int32; raises ValueError where one is no class, nor `num_classes`, which is none."""
     labels = check_integers("labels", labels)
-    if labels.size and not (labels.min() >= 0 and labels.max() <= num_classes):
+    if not labels.size:
+        raise ValueError("labels must be one or more, such as [0, 3], but there is none")
+    if not (labels.min() >= 0 and labels.max() <= num_classes):
         raise ValueError(f"labels must be from 0 to {num_classes - 1} (or {num_classes}: no label); got {labels}")
     return labels.astype(np.int32)
 

@@ -265,6 +265,7 @@ def test_unconditional_model_needs_no_labels(root):
         (lambda model: model.denoise(np.zeros((2, 8, 8, 1)), [1, 2], [0]), "as many images as x_t, 2, not 1"),
         (lambda model: model.sample([0.5]), "labels must be whole numbers"),
         (lambda model: model.sample(1), "labels must be whole numbers"),
+        (lambda model: model.sample([]), "labels must be one or more"),
         (lambda model: model.sample([0], num_images=0), "num_images=0 must be positive"),
         (
             lambda model: model.sample([0], image=np.zeros((9, 9, 1), np.uint8), strength=0.5),
