@@ -37,11 +37,6 @@ def posterior_sample(moments: Array, noise: Array) -> Array:
     return mean + jnp.exp(0.5 * log_variance) * noise
 
 
-def sample_posterior(moments: Array, key: PRNGKey) -> Array:
-    """Returns a draw [..., c] of the posterior."""
-    return posterior_sample(moments, jax.random.normal(key, (*moments.shape[:-1], moments.shape[-1] // 2)))
-
-
 def latents_of(moments: Array, channels: int, noise: Array) -> Array:
     """Returns latents [..., c]: a sample of the posterior, or the moments themselves where they are latents (VQ)."""
     return moments if moments.shape[-1] == channels else posterior_sample(moments, noise)
